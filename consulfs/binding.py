@@ -1,0 +1,282 @@
+"""The only module that knows the FUSE library: from libfuse's callbacks to the methods of `Filesystem`.
+
+mfusepy 3.1 is subclassed where it keeps something back that a file system which loses nothing must know (measured
+on 3.1.1): ftruncate, chmod and utimens arrive without their handle, rename without its flags, UTIME_NOW and
+UTIME_OMIT as odd nanoseconds, and a path that libfuse does not know any more (an unlinked open file) is an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import logging
+import os
+import stat
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+from consulfs.errors import errno_of
+
+if ctypes.util.find_library("fuse3"):
+    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy takes libfuse 2 where both are installed
+
+import mfusepy
+
+if TYPE_CHECKING:
+    from consulfs.filesystem import Filesystem
+
+log = logging.getLogger(__name__)
+
+MAX_THREADS = 2000
+"""libfuse's loop has 10 threads by default: eleven operations that wait would stop the whole mount."""
+
+IDLE_THREADS = 20
+"""Threads that are kept between operations. (Said because libfuse 3.14 complains of its own default.)"""
+
+UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
+NOW = -1
+
+EXPECTED = frozenset(
+    getattr(errno, name)
+    for name in "ENOENT ENODATA EEXIST ENOTEMPTY EISDIR ENOTDIR EROFS EINVAL ENOTSUP EPERM ESTALE ERANGE EINTR".split()
+)
+"""What programs get every day and no log needs to tell."""
+
+_fuse = mfusepy._libfuse
+_fuse.fuse_interrupted.restype = ctypes.c_int
+
+OPERATIONS = (
+    "getattr readdir opendir releasedir statfs chmod chown utimens mkdir rmdir unlink rename mknod link symlink"
+    " open create read write truncate flush fsync release destroy getxattr listxattr setxattr removexattr init"
+).split()
+
+
+def interrupted() -> bool:
+    """Whether the program whose operation this thread serves was interrupted."""
+    return bool(_fuse.fuse_interrupted())
+
+
+def require_libfuse3() -> None:
+    """:raises OSError: the library that was found is too old"""
+    if mfusepy.fuse_version_major < 3:
+        raise OSError(errno.ENOSYS, "libfuse 3 is needed (Debian: apt-get install fuse3)")
+
+
+def serve(
+    filesystem: Filesystem, mountpoint: str, options: dict[str, Any], on_ready: Callable[[], None]
+) -> None:
+    """Mount and serve until the mount ends.
+
+    :param options: for mount(8) and libfuse, such as {"ro": True, "fsname": "consulfs"}
+    :param on_ready: called when the kernel has accepted the mount
+    :raises RuntimeError: the mount could not be made (libfuse has said why on stderr)
+    """
+    if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
+        options = {"max_threads": MAX_THREADS, "max_idle_threads": IDLE_THREADS, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _Session(_Names(), filesystem, on_ready, mountpoint, options)
+
+
+class _Names:
+    """Tells mfusepy which callbacks to register; they are answered by `_Session` itself."""
+
+    use_ns = True
+
+    def __init__(self) -> None:
+        for name in OPERATIONS:
+            setattr(self, name, True)
+
+
+def _text(path: Optional[bytes]) -> Optional[str]:
+    return None if path is None else os.fsdecode(path)
+
+
+def _name(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _pid() -> int:
+    return int(mfusepy.fuse_get_context()[2])
+
+
+def _handle(info: Any) -> Optional[int]:
+    return int(info.contents.fh) if info else None
+
+
+class _Session(mfusepy.FUSE):
+    """libfuse's callbacks. Each takes C values, calls one method, and gives C values back."""
+
+    def __init__(
+        self,
+        names: _Names,
+        filesystem: Filesystem,
+        on_ready: Callable[[], None],
+        mountpoint: str,
+        options: dict[str, Any],
+    ) -> None:
+        self._fs = filesystem
+        self._on_ready = on_ready
+        self._directories: dict[int, str] = {}
+        self._next_directory = 1
+        super().__init__(names, mountpoint, raw_fi=True, foreground=True, **options)
+
+    def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+        """Every callback runs through here: exceptions become errnos, and the log says what an errno cannot."""
+        try:
+            self._fs.begin()
+            return func(*args, **kwargs) or 0
+        except Exception as error:
+            code = errno_of(error)
+            if not isinstance(error, OSError) or code not in EXPECTED:
+                path = next((arg for arg in args if isinstance(arg, bytes)), b"")
+                name = func.__name__.replace("_fuse_3", "")
+                known = code not in (errno.EIO,) or isinstance(error, OSError)
+                log.warning("%s %r: %s: %s", name, _name(path), os.strerror(code), error, exc_info=not known)
+            return -code
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def init_fuse_3(self, connection: Any, config: Any) -> None:
+        settings = config.contents
+        settings.nullpath_ok = 1  # an unlinked open file has no path any more
+        settings.hard_remove = 1  # no .fuse_hidden keys
+        settings.use_ino = 1
+        # Nothing is kept by the kernel: what it kept could not be taken back when another host changes it.
+        settings.entry_timeout = settings.attr_timeout = settings.negative_timeout = 0.0
+        self._on_ready()
+
+    def destroy(self, private_data: Any) -> None:
+        self._fs.destroy()
+
+    # -- names and attributes --------------------------------------------------------------------------------
+
+    def getattr_fuse_3(self, path: Optional[bytes], buffer: Any, info: Any) -> None:
+        found = self._fs.getattr(None if path is None else _name(path), _handle(info))
+        ctypes.memset(buffer, 0, ctypes.sizeof(mfusepy.c_stat))
+        out = buffer.contents
+        out.st_ino, out.st_mode, out.st_nlink = found.inode, found.mode, found.links
+        out.st_size, out.st_uid, out.st_gid = found.size, found.uid, found.gid
+        out.st_blksize, out.st_blocks = 4096, (found.size + 511) // 512
+        for field, value in (("st_mtimespec", found.mtime), ("st_ctimespec", found.ctime), ("st_atimespec", found.mtime)):
+            timespec = getattr(out, field)
+            timespec.tv_sec, timespec.tv_nsec = divmod(value, 10**9)
+
+    def opendir(self, path: bytes, info: Any) -> None:
+        # The handle carries the path: with nullpath_ok readdir comes without one.
+        number = self._next_directory = self._next_directory + 1
+        self._directories[number] = _name(path)
+        info.contents.fh = number
+
+    def releasedir(self, path: Optional[bytes], info: Any) -> None:
+        self._directories.pop(int(info.contents.fh), None)
+
+    def readdir_fuse_3(
+        self, path: Optional[bytes], buffer: Any, fill: Any, offset: int, info: Any, flags: int
+    ) -> None:
+        entry = mfusepy.c_stat()
+        entry.st_mode = stat.S_IFDIR
+        for name in (b".", b".."):
+            fill(buffer, name, entry, 0, 0)
+        for text, entry.st_mode, entry.st_ino in self._fs.readdir(self._directories[int(info.contents.fh)]):
+            if fill(buffer, text.encode(), entry, 0, 0):
+                break
+
+    def statfs(self, path: bytes, buffer: Any) -> None:
+        for name, value in self._fs.statfs().items():
+            setattr(buffer.contents, name, value)
+
+    def chmod_fuse_3(self, path: Optional[bytes], mode: int, info: Any) -> None:
+        self._fs.chmod(None if path is None else _name(path))
+
+    def chown_fuse_3(self, path: Optional[bytes], uid: int, gid: int, info: Any) -> None:
+        self._fs.chmod(None if path is None else _name(path))
+
+    def utimens_fuse_3(self, path: Optional[bytes], times: Any, info: Any) -> None:
+        mtime: Optional[int] = NOW
+        if times:
+            given = times.contents.modtime
+            mtime = {UTIME_NOW: NOW, UTIME_OMIT: None}.get(given.tv_nsec, given.tv_sec * 10**9 + given.tv_nsec)
+        self._fs.utimens(None if path is None else _name(path), _handle(info), mtime)
+
+    # -- making and removing ---------------------------------------------------------------------------------
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self._fs.mkdir(_name(path))
+
+    def rmdir(self, path: bytes) -> None:
+        self._fs.rmdir(_name(path))
+
+    def unlink(self, path: bytes) -> None:
+        self._fs.unlink(_name(path))
+
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
+        self._fs.rename(_name(old), _name(new), flags)
+
+    def mknod(self, path: bytes, mode: int, device: int) -> None:
+        self._fs.mknod(_name(path), mode, _pid())
+
+    def link(self, source: bytes, target: bytes) -> int:
+        return -errno.EPERM
+
+    def symlink(self, source: bytes, target: bytes) -> int:
+        return -errno.EPERM
+
+    # -- open files ------------------------------------------------------------------------------------------
+
+    def open(self, path: bytes, info: Any) -> None:
+        fields = info.contents
+        fields.fh = self._fs.open(_name(path), fields.flags, _pid())
+
+    def create(self, path: bytes, mode: int, info: Any) -> None:
+        fields = info.contents
+        fields.fh = self._fs.create(_name(path), fields.flags, _pid())
+
+    def read(self, path: Optional[bytes], buffer: Any, size: int, offset: int, info: Any) -> int:
+        data = self._fs.read(info.contents.fh, size, offset)
+        ctypes.memmove(buffer, data, len(data))
+        return len(data)
+
+    def write(self, path: Optional[bytes], buffer: Any, size: int, offset: int, info: Any) -> int:
+        fields = info.contents
+        # A page of a memory map has its place, whatever the descriptor was opened with.
+        append = bool(fields.flags & os.O_APPEND) and not fields.writepage
+        return self._fs.write(fields.fh, ctypes.string_at(buffer, size), offset, append)
+
+    def truncate_fuse_3(self, path: Optional[bytes], size: int, info: Any) -> None:
+        self._fs.truncate(None if path is None else _name(path), size, _handle(info), _pid())
+
+    def flush(self, path: Optional[bytes], info: Any) -> None:
+        self._fs.flush(info.contents.fh, _pid())
+
+    def fsync(self, path: Optional[bytes], datasync: int, info: Any) -> None:
+        self._fs.fsync(info.contents.fh)
+
+    def release(self, path: Optional[bytes], info: Any) -> None:
+        self._fs.release(info.contents.fh)
+
+    # -- extended attributes ---------------------------------------------------------------------------------
+
+    def getxattr(self, path: bytes, name: bytes, buffer: Any, size: int, *_: Any) -> int:
+        return _give(self._fs.getxattr(_name(path), _name(name)), buffer, size)
+
+    def listxattr(self, path: bytes, buffer: Any, size: int) -> int:
+        names = self._fs.listxattr(_name(path))
+        return _give(b"".join(name.encode() + b"\0" for name in names), buffer, size)
+
+    def setxattr(self, path: bytes, name: bytes, value: Any, size: int, options: int, *_: Any) -> None:
+        self._fs.setxattr(_name(path), _name(name), ctypes.string_at(value, size), options, _pid())
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        self._fs.removexattr(_name(path), _name(name), _pid())
+
+
+def _give(data: bytes, buffer: Any, size: int) -> int:
+    """An attribute's bytes; their number where no buffer is given, ERANGE where it is too small."""
+    if not buffer or not size:
+        return len(data)
+    if len(data) > size:
+        return -errno.ERANGE
+    ctypes.memmove(buffer, data, len(data))
+    return len(data)

@@ -1,0 +1,256 @@
+"""How a request travels: `Request` over TCP (with or without TLS), `UnixSocketRequest` over a Unix socket.
+
+An adapter is built once per client. What the environment says about proxies and certificates is resolved by
+requests when the adapter first meets a host, not on every call, and each call then goes straight to the pooled
+connections beneath requests.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from json import loads
+from typing import Any, Callable, Optional, Union
+from urllib.parse import unquote, urlsplit
+
+import requests
+import requests.adapters
+import urllib3
+from urllib3 import connection, exceptions
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.util.ssl_ import create_urllib3_context
+
+from consulfs.consulate import _sockets
+from consulfs.consulate.exceptions import AnswerTimeout, ConnectFailed, RequestError
+from consulfs.consulate.models import Meta
+
+MAX_CONNECTIONS = 100
+"""At most so many requests of one client at once: a Consul agent admits 200 connections an address."""
+
+Verify = Union[bool, str]
+Cert = Union[None, str, tuple[str, str]]
+
+
+class Response:
+    """One answer.
+
+    :ivar status_code: the HTTP status
+    :ivar content: the body's bytes
+    :ivar headers: the HTTP headers, names in any case
+    """
+
+    __slots__ = ("content", "headers", "status_code")
+
+    def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.status_code = status_code
+        self.content = content
+        self.headers = headers
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status_code < 300
+
+    @property
+    def body(self) -> Any:
+        """The decoded JSON, or the text where it is none."""
+        try:
+            return loads(self.content)
+        except ValueError:
+            return self.text
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    @property
+    def meta(self) -> Meta:
+        return Meta.of(self.headers)
+
+
+class Request:
+    """The default adapter: HTTP over TCP, with pooled connections that stay open between calls.
+
+    :param timeout: seconds to wait for a connection and then for an answer; None waits for ever
+    :param verify: True for the usual certificates, False for no check, or the path of a CA file or folder
+    :param cert: the path of a client certificate with its key, or a pair of both
+    :param server_hostname: the name that the server's certificate must bear, where it is not the host's
+    :param headers: sent with every request, such as an Authorization
+    :param on_wait: called every few hundredths of a second while a call waits; what it raises ends the call
+    """
+
+    def __init__(
+        self,
+        timeout: Optional[float] = None,
+        verify: Verify = True,
+        cert: Cert = None,
+        server_hostname: Optional[str] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        on_wait: Optional[Callable[[], None]] = None,
+    ) -> None:
+        self.timeout = timeout
+        self.on_wait = on_wait
+        self._verify = verify
+        self._cert = cert
+        self._server_hostname = server_hostname
+        self._headers = dict(headers or ())
+        self._session = requests.Session()
+        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()  # owns _routes
+        self._routes: dict[str, tuple[HTTPConnectionPool, str]] = {}
+
+    def get(self, uri: str, timeout: Optional[float] = None, **kwargs: Any) -> Response:
+        return self.request("GET", uri, timeout=timeout, **kwargs)
+
+    def put(self, uri: str, data: Union[None, str, bytes] = None, **kwargs: Any) -> Response:
+        return self.request("PUT", uri, data=data, **kwargs)
+
+    def post(self, uri: str, data: Union[None, str, bytes] = None, **kwargs: Any) -> Response:
+        return self.request("POST", uri, data=data, **kwargs)
+
+    def delete(self, uri: str, **kwargs: Any) -> Response:
+        return self.request("DELETE", uri, **kwargs)
+
+    def request(
+        self,
+        method: str,
+        uri: str,
+        data: Union[None, str, bytes] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+    ) -> Response:
+        """One request and its answer, whatever the status. Redirects are answers, never followed.
+
+        :raises ConnectFailed: nothing was sent
+        :raises AnswerTimeout: it was sent, and no answer came in time
+        :raises RequestError: the connection broke
+        """
+        timeout = self.timeout if timeout is None else timeout
+        body = data.encode() if isinstance(data, str) else data
+        base, path = _split(uri)
+        try:
+            pool, prefix = self._routes.get(base) or self._find_route(base)
+            self._take_room(timeout)
+            try:
+                answer = pool.urlopen(
+                    method,
+                    prefix + path,
+                    body=body,
+                    headers={**self._headers, **(headers or {})},
+                    retries=False,
+                    redirect=False,
+                    timeout=urllib3.Timeout(connect=timeout, read=timeout),
+                    preload_content=True,
+                )
+                return Response(answer.status, answer.data, answer.headers)
+            finally:
+                self._room.release()
+        except (exceptions.HTTPError, requests.RequestException, OSError) as error:
+            raise _translate(error, base) from error
+
+    def close(self) -> None:
+        """Close every pooled connection; the adapter may be used again afterwards."""
+        with self._lock:
+            routes, self._routes = self._routes, {}
+        for pool, _ in routes.values():
+            pool.close()
+        self._session.close()
+
+    def _take_room(self, timeout: Optional[float]) -> None:
+        waited = 0.0
+        while not self._room.acquire(timeout=_sockets.SLICE):
+            waited += _sockets.SLICE
+            if self.on_wait is not None:
+                self.on_wait()
+            if timeout is not None and waited >= timeout:
+                raise urllib3.exceptions.ConnectTimeoutError("every connection is in use")
+
+    def _find_route(self, base: str) -> tuple[HTTPConnectionPool, str]:
+        """The pool for a host, and what goes before the path (the whole base, where a proxy is asked)."""
+        with self._lock:
+            if base not in self._routes:
+                self._routes[base] = self._make_route(base)
+            return self._routes[base]
+
+    def _make_route(self, base: str) -> tuple[HTTPConnectionPool, str]:
+        settings = self._session.merge_environment_settings(base, {}, None, self._verify, self._cert)
+        adapter = requests.adapters.HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)
+        request = requests.Request("GET", base).prepare()
+        pool = adapter.get_connection_with_tls_context(
+            request, settings["verify"], proxies=settings["proxies"], cert=settings["cert"]
+        )
+        adapter.cert_verify(pool, base, settings["verify"], settings["cert"])
+        if self._server_hostname:
+            pool.conn_kw["server_hostname"] = self._server_hostname
+            pool.conn_kw["assert_hostname"] = self._server_hostname
+        self._make_patient(pool)
+        through_proxy = pool.proxy is not None and base.startswith("http:")
+        return pool, base if through_proxy else ""
+
+    def _make_patient(self, pool: HTTPConnectionPool) -> None:
+        kind = _TLSConnection if pool.scheme == "https" else _Connection
+        pool.ConnectionCls = type(kind.__name__, (kind,), {"owner": self})  # type: ignore[assignment]
+
+
+class UnixSocketRequest(Request):
+    """HTTP over a Unix domain socket; the URI's host is the socket's path, percent-encoded."""
+
+    def _make_route(self, base: str) -> tuple[HTTPConnectionPool, str]:
+        path = unquote(urlsplit(base).netloc)
+        pool = HTTPConnectionPool("localhost", maxsize=MAX_CONNECTIONS)
+        attributes = {"owner": self, "path": path}
+        pool.ConnectionCls = type("_UnixConnection", (_UnixConnection,), attributes)  # type: ignore[assignment]
+        return pool, ""
+
+
+class _Connection(connection.HTTPConnection):
+    """A pooled connection whose waits can be ended; subclassed per adapter to know its owner."""
+
+    owner: Request
+
+    def _new_conn(self) -> _sockets.PatientSocket:
+        try:
+            return self._dial()
+        except OSError as error:
+            raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+
+    def _dial(self) -> _sockets.PatientSocket:
+        return _sockets.connect(self._dns_host, self.port, _limit(self.timeout), self.owner.on_wait)
+
+
+class _TLSConnection(_Connection, connection.HTTPSConnection):
+    def connect(self) -> None:
+        if self.ssl_context is None:
+            self.ssl_context = create_urllib3_context(cert_reqs=self.cert_reqs)  # type: ignore[arg-type]
+        # An instance attribute of the context, meant for this: docs.python.org, ssl.SSLContext.sslsocket_class.
+        attributes = {"on_wait": self.owner.on_wait}
+        patient = type("PatientTLSSocket", (_sockets.PatientTLSSocket,), attributes)
+        self.ssl_context.sslsocket_class = patient
+        super().connect()
+
+
+class _UnixConnection(_Connection):
+    path: str
+
+    def _dial(self) -> _sockets.PatientSocket:
+        return _sockets.connect_unix(self.path, _limit(self.timeout), self.owner.on_wait)
+
+
+def _limit(timeout: Any) -> Optional[float]:
+    return float(timeout) if isinstance(timeout, (int, float)) else None
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """("scheme://host", "/path?query"); by hand, since it is on the way of every call."""
+    end = uri.index("/", uri.index("://") + 3)
+    return uri[:end], uri[end:]
+
+
+def _translate(error: Exception, base: str) -> RequestError:
+    reason = getattr(error, "reason", None) or error
+    if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
+        return ConnectFailed(f"cannot connect to {base}: {reason}")
+    if isinstance(error, exceptions.SSLError):
+        return ConnectFailed(f"TLS with {base} failed: {reason}")
+    if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
+        return AnswerTimeout(f"no answer from {base} in time")
+    return RequestError(f"connection to {base} broke: {reason}")

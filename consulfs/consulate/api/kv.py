@@ -1,0 +1,295 @@
+"""The key/value store: a dict for people, and exact records for programs that must not lose a byte.
+
+The dict face follows the consulate library, which strips a leading slash. The methods under "exact" take and give
+keys as they are. Consul cleans URL paths: a GET or PUT of `a//b`, `/lead` or `x/../y` is redirected to another key
+(measured on 1.8.7), and unprintable characters are refused. Such odd keys travel in transactions instead.
+
+Source: https://www.consul.io/api-docs/kv
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
+from urllib.parse import quote
+
+from consulfs.consulate.api.base import Endpoint, Params
+from consulfs.consulate.api.txn import Txn, encode, operation
+from consulfs.consulate.exceptions import ClientError, KeyMissing, StaleIndex
+from consulfs.consulate.models import Record
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from consulfs.consulate.models import Query
+
+CAS_ATTEMPTS = 32
+
+TXN_BODY_LIMIT = 1 << 19
+"""The bytes that Consul takes as a transaction's body unless limits.txn_max_req_len says otherwise."""
+
+
+def travels_in_url(key: str) -> bool:
+    """Whether Consul would leave this key as it is in a URL's path."""
+    parts = key.split("/")
+    if parts[-1] == "":
+        parts.pop()
+    return key.isprintable() and all(part not in ("", ".", "..") for part in parts)
+
+
+class KV(Endpoint):
+    """The key/value store. Writes use compare-and-set, as the consulate library's do."""
+
+    # -- a dict ----------------------------------------------------------------------------------------------
+
+    def __contains__(self, item: str) -> bool:
+        return self.read(item.lstrip("/")) is not None
+
+    def __getitem__(self, item: str) -> Union[str, bytes]:
+        """:raises KeyMissing: there is no such key (it is a KeyError and an AttributeError)"""
+        record = self.read(item.lstrip("/"))
+        if record is None:
+            raise KeyMissing(f"Key not found ({item})")
+        return decode(record.value)
+
+    def __setitem__(self, item: str, value: Any) -> None:
+        self.set(item, value)
+
+    def __delitem__(self, item: str) -> None:
+        self.delete(item)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.names(""))
+
+    def keys(self) -> list[str]:
+        return sorted(self.names(""))
+
+    def items(self) -> dict[str, Union[str, bytes]]:
+        """Every key with its value."""
+        return dict(self.iteritems())
+
+    def iteritems(self) -> Iterator[tuple[str, Union[str, bytes]]]:
+        for record in self.tree(""):
+            yield record.key, decode(record.value)
+
+    def values(self) -> list[Union[str, bytes]]:
+        return [value for _, value in self.iteritems()]
+
+    def get(
+        self, item: str, default: Any = None, raw: bool = False, **query: Unpack[Query]
+    ) -> Union[str, bytes, Any]:
+        """A key's value: str where it is UTF-8, else bytes; `default` where there is no such key."""
+        record = self.read(item.lstrip("/"), **query)
+        return default if record is None else decode(record.value)
+
+    def find(
+        self, prefix: str, separator: Optional[str] = None, **query: Unpack[Query]
+    ) -> Union[dict[str, Union[str, bytes]], list[str]]:
+        """The keys below a prefix with their values; with a separator the names of that one level."""
+        prefix = prefix.lstrip("/")
+        if separator:
+            return self.names(prefix, separator, **query)
+        return {record.key: decode(record.value) for record in self.tree(prefix, **query)}
+
+    def records(
+        self, key: Optional[str] = None, **query: Unpack[Query]
+    ) -> list[tuple[str, int, Union[str, bytes]]]:
+        """(key, flags, value) of every key, or of those below a prefix."""
+        return [(each.key, each.flags, decode(each.value)) for each in self.tree(key or "", **query)]
+
+    def get_record(self, item: str, **query: Unpack[Query]) -> Optional[dict[str, Any]]:
+        """Consul's record as a dict with the value decoded, or None where there is no such key."""
+        record = self.read(item.lstrip("/"), **query)
+        if record is None:
+            return None
+        entry: dict[str, Any] = {
+            "Key": record.key,
+            "Value": decode(record.value),
+            "Flags": record.flags,
+            "CreateIndex": record.create_index,
+            "ModifyIndex": record.modify_index,
+            "LockIndex": record.lock_index,
+        }
+        if record.session:
+            entry["Session"] = record.session
+        return entry
+
+    def set(self, item: str, value: Any) -> None:
+        """Set a key's value and keep its flags. What is not a string or bytes is stored as JSON."""
+        item = item.lstrip("/")
+        if value is not None:
+            item = item.rstrip("/")
+        self._store_safely(item, _encode(value), None, replace=True)
+
+    def set_record(self, item: str, flags: int = 0, value: Any = None, replace: bool = True) -> bool:
+        """Set a key's value and flags; with `replace=False` only where there is no such key.
+
+        :return: False where the key stood and was not to be replaced
+        """
+        return self._store_safely(item, _encode(value), flags, replace)
+
+    def delete(self, item: str, recurse: bool = False) -> bool:
+        """Delete a key, or every key that begins with `item`. A missing key is no error."""
+        self.remove(item, recurse)
+        return True
+
+    def acquire_lock(
+        self, item: str, session: str, value: Any = None, cas: Optional[int] = None, flags: Optional[int] = None
+    ) -> bool:
+        """Take the key's lock for a session. As in Consul itself this WRITES the value and the flags."""
+        params: Params = {"acquire": session, "cas": cas, "flags": flags}
+        return bool(self._write(_path(item), _encode(value), params).body)
+
+    def release_lock(self, item: str, session: str) -> bool:
+        """Give the key's lock back. As in Consul itself this WRITES an empty value and no flags."""
+        return bool(self._write(_path(item), None, {"release": session}).body)
+
+    def _store_safely(self, key: str, value: bytes, flags: Optional[int], replace: bool) -> bool:
+        for attempt in range(CAS_ATTEMPTS):
+            old = self.read(key)
+            if old is not None and not replace:
+                return False
+            kept = (old.flags if old else 0) if flags is None else flags
+            try:
+                self.store(key, value, kept, old.modify_index or 0 if old else 0)
+                return True
+            except StaleIndex:
+                time.sleep(random.uniform(0, 0.002 * (attempt + 1)))
+        raise StaleIndex(f"{key}: {CAS_ATTEMPTS} writes in a row met a concurrent change")
+
+    # -- exact -----------------------------------------------------------------------------------------------
+
+    def read(self, key: str, **query: Unpack[Query]) -> Optional[Record]:
+        """One key's record, or None.
+
+        :raises Forbidden: the token may not read it (for an odd key the transaction cannot tell: None)
+        """
+        if travels_in_url(key):
+            try:
+                answer = self._read(_path(key), **query)
+                return None if answer.status_code == 404 else Record.of(answer.body[0])
+            except ClientError as error:
+                if not _unprintable_to_server(error):
+                    raise
+        return self.read_many([key], **query).get(key)
+
+    def read_many(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
+        """The records of up to 64 keys in one request. Keys that are missing or may not be read are left out."""
+        if not keys:
+            return {}
+        try:
+            return self._get_together(keys, **query)
+        except StaleIndex as error:
+            # A get of a missing key fails the whole; all of them are named, so one more request is enough.
+            missing = {index for index, _ in error.errors}
+            rest = [key for index, key in enumerate(keys) if index not in missing]
+            return self.read_many(rest, **query) if len(rest) < len(keys) else {}
+
+    def _get_together(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
+        entries = self.txn.execute([operation("get", key) for key in keys], **query)
+        return {entry["Key"]: Record.of(entry) for entry in entries}
+
+    def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
+        """The keys below a prefix; with a separator only up to its next occurrence."""
+        if prefix == "" or travels_in_url(prefix):
+            try:
+                params: Params = {"keys": "", "separator": separator or None}
+                answer = self._read(_path(prefix), params, **query)
+                return [] if answer.status_code == 404 else list(answer.body)
+            except ClientError as error:
+                if not _unprintable_to_server(error):
+                    raise
+        below = [record.key for record in self.tree(prefix, **query)]
+        return _one_level(below, prefix, separator) if separator else below
+
+    def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
+        """The records of every key that begins with a prefix."""
+        if prefix == "" or travels_in_url(prefix):
+            try:
+                answer = self._read(_path(prefix), {"recurse": ""}, **query)
+                return [] if answer.status_code == 404 else [Record.of(entry) for entry in answer.body]
+            except ClientError as error:
+                if not _unprintable_to_server(error):
+                    raise
+        return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+
+    def store(
+        self,
+        key: str,
+        value: bytes,
+        flags: int,
+        index: int,
+        timeout: Optional[float] = None,
+        txn_limit: int = TXN_BODY_LIMIT,
+    ) -> Record:
+        """Set value and flags where the key still has ModifyIndex `index` (0: where it does not exist).
+
+        :param txn_limit: the bytes that the server takes as a transaction's body; over it a plain PUT is used
+        :return: the record as it is now; its modify_index is None after a plain PUT, which answers without one
+        :raises StaleIndex: the key has another index
+        :raises TooLarge: the value is over the server's limit, or over `txn_limit` under an odd key
+        """
+        operations = [operation("cas", key, value, flags, index)]
+        body = encode(operations)
+        if len(body) <= txn_limit or not travels_in_url(key):
+            query: Any = {} if timeout is None else {"timeout": timeout}
+            return Record.of(self.txn.execute(operations, body, **query)[0], value)
+        answer = self._write(_path(key), value, {"cas": index, "flags": flags}, timeout=timeout)
+        if answer.body is not True:
+            raise StaleIndex(f"PUT /v1/kv: {key} has another index than {index}")
+        return Record(key, value, flags)
+
+    def remove(self, key: str, recurse: bool = False, timeout: Optional[float] = None) -> None:
+        """Delete a key, or all that begin with it."""
+        if travels_in_url(key) or (recurse and not key):
+            try:
+                self._write(_path(key), None, {"recurse": "" if recurse else None}, "DELETE", timeout)
+                return
+            except ClientError as error:
+                if not _unprintable_to_server(error):
+                    raise
+        query: Any = {} if timeout is None else {"timeout": timeout}
+        self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+
+    @property
+    def txn(self) -> Txn:
+        """Transactions with this endpoint's connection, datacenter and token."""
+        return Txn(self._uri, self._adapter, self._datacenter, self._token)
+
+
+def decode(value: bytes) -> Union[str, bytes]:
+    """str where the value is UTF-8, else the bytes."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _encode(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    return (value if isinstance(value, str) else json.dumps(value)).encode()
+
+
+def _path(key: str) -> str:
+    return "kv/" + quote(key, safe="/")
+
+
+def _unprintable_to_server(error: ClientError) -> bool:
+    """Characters newer than the server's Unicode tables are unprintable to it: 400, "non-printable"."""
+    return error.status == 400 and "non-printable" in str(error)
+
+
+def _one_level(keys: Iterable[str], prefix: str, separator: str) -> list[str]:
+    names = dict.fromkeys(
+        key if (end := key.find(separator, len(prefix))) < 0 else key[: end + len(separator)] for key in keys
+    )
+    return list(names)

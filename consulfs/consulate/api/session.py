@@ -1,0 +1,68 @@
+"""Sessions: what a lock belongs to. Source: https://www.consul.io/api-docs/session"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+from consulfs.consulate.api.base import Endpoint, segment, strip_none
+from consulfs.consulate.models import duration
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from consulfs.consulate.models import Query
+
+
+class Session(Endpoint):
+    """Create, renew, destroy and look at sessions."""
+
+    def create(
+        self,
+        name: Optional[str] = None,
+        behavior: str = "release",
+        node: Optional[str] = None,
+        delay: Union[None, str, int] = None,
+        ttl: Union[None, str, int] = None,
+        checks: Optional[Sequence[str]] = None,
+    ) -> str:
+        """A new session's ID.
+
+        :param behavior: what becomes of its locked keys when it is invalidated: "release" or "delete"
+        :param delay: how long such a key cannot be locked again; "15s" or seconds (Consul's default: 15 s)
+        :param ttl: invalid when not renewed for so long; 10 s to 86,400 s, in truth up to twice that
+        :param checks: health checks that it depends on; Consul's default is ["serfHealth"]
+        """
+        body = {
+            "Name": name,
+            "Behavior": behavior,
+            "Node": node,
+            "LockDelay": None if delay is None else duration(delay),
+            "TTL": None if ttl is None else duration(ttl),
+            "Checks": None if checks is None else list(checks),
+        }
+        return str(self._write("session/create", strip_none(body)).body["ID"])
+
+    def destroy(self, session_id: str) -> bool:
+        """Invalidate a session. Its locks are released, and their lock-delay begins."""
+        return bool(self._write(f"session/destroy/{segment(session_id)}").body)
+
+    def info(self, session_id: str, **query: Unpack[Query]) -> Optional[dict[str, Any]]:
+        """The session, or None where there is none."""
+        found: list[dict[str, Any]] = self._read(f"session/info/{segment(session_id)}", **query).body or []
+        return found[0] if found else None
+
+    def list(self, **query: Unpack[Query]) -> "builtins.list[dict[str, Any]]":
+        """The active sessions of the datacenter."""
+        return list(self._read("session/list", **query).body or [])
+
+    def node(self, node: str, **query: Unpack[Query]) -> "builtins.list[dict[str, Any]]":
+        """The active sessions of a node."""
+        return list(self._read(f"session/node/{segment(node)}", **query).body or [])
+
+    def renew(self, session_id: str) -> dict[str, Any]:
+        """Begin the session's TTL anew.
+
+        :raises NotFound: there is no such session
+        """
+        return dict(self._write(f"session/renew/{segment(session_id)}").body[0])

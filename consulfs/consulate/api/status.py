@@ -1,0 +1,25 @@
+"""The state of the Raft cluster. Source: https://www.consul.io/api-docs/status"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from consulfs.consulate.api.base import Endpoint
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from consulfs.consulate.models import Query
+
+
+class Status(Endpoint):
+    """Who leads, and who votes."""
+
+    def leader(self, **query: Unpack[Query]) -> str:
+        """The leader's address as "host:port"; "" where there is none."""
+        return str(self._read("status/leader", **query).body)
+
+    def peers(self, **query: Unpack[Query]) -> list[str]:
+        """The addresses of the Raft peers, always as a list."""
+        peers = self._read("status/peers", **query).body or []
+        return [peers] if isinstance(peers, str) else list(peers)

@@ -1,0 +1,101 @@
+"""`Consul`: one object with every endpoint on it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Callable, Optional
+from urllib.parse import quote
+
+from consulfs.consulate import adapters, api
+
+
+class Consul:
+    """A connection to Consul's HTTP API.
+
+    Safe for threads. A context manager; close() ends its pooled connections.
+
+    :param host: a name or address; the path of the socket for a Unix domain socket
+    :param port: a TCP port; None for a Unix domain socket
+    :param datacenter: asked instead of the agent's own
+    :param token: an ACL token, sent as a header and shown nowhere
+    :param scheme: "http", "https" or "http+unix"
+    :param adapter: a class of `consulate.adapters`, or an adapter that is ready
+    :param verify: True, False, or the path of a CA file or folder
+    :param cert: the path of a client certificate with its key, or a pair of both
+    :param timeout: seconds to wait for a connection and then for an answer; None waits for ever
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: Optional[int] = 8500,
+        datacenter: Optional[str] = None,
+        token: Optional[str] = None,
+        scheme: str = "http",
+        adapter: Optional[Callable[..., adapters.Request]] = None,
+        verify: adapters.Verify = True,
+        cert: adapters.Cert = None,
+        timeout: Optional[float] = None,
+    ) -> None:
+        self._base = _base_uri(scheme, host, port)
+        if isinstance(adapter, adapters.Request):
+            self._adapter = adapter
+        else:
+            default = adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request
+            self._adapter = (adapter or default)(timeout=timeout, verify=verify, cert=cert)
+        common = (self._base, self._adapter, datacenter, token)
+        self._acl = api.ACL(*common)
+        self._agent = api.Agent(*common)
+        self._kv = api.KV(*common)
+        self._session = api.Session(*common)
+        self._status = api.Status(*common)
+        self._txn = api.Txn(*common)
+
+    @property
+    def acl(self) -> api.ACL:
+        return self._acl
+
+    @property
+    def agent(self) -> api.Agent:
+        return self._agent
+
+    @property
+    def kv(self) -> api.KV:
+        return self._kv
+
+    @property
+    def session(self) -> api.Session:
+        return self._session
+
+    @property
+    def status(self) -> api.Status:
+        return self._status
+
+    @property
+    def txn(self) -> api.Txn:
+        return self._txn
+
+    def close(self) -> None:
+        self._adapter.close()
+
+    def __enter__(self) -> Consul:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Consul {self._base}>"
+
+
+def _base_uri(scheme: str, host: str, port: Optional[int]) -> str:
+    if scheme == "http+unix":
+        return f"{scheme}://{quote(host, safe='')}/v1"
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"{scheme}://{host}:{port}/v1" if port else f"{scheme}://{host}/v1"

@@ -1,0 +1,105 @@
+"""What can go wrong between a caller and Consul.
+
+    ConsulateException
+    ├── RequestError            no answer; the cause is chained
+    │   ├── ConnectFailed       nothing was sent: safe to repeat
+    │   └── AnswerTimeout       sent, but no answer in time: it may have been applied
+    ├── ClientError             Consul refused the request (4xx)
+    │   ├── ACLDisabled         401: ACLs are off on this cluster
+    │   ├── Forbidden           403, or a transaction refused for want of rights
+    │   ├── NotFound            404
+    │   ├── TooLarge            413: body, value or number of operations
+    │   └── TransactionFailed   409: nothing was applied; `errors` says which operation failed
+    │       └── StaleIndex      ... because a compare-and-set or check found another state
+    ├── ServerError             5xx: no leader, agent shutting down
+    └── LockFailure             the lock is held by someone else (also named LockError)
+
+Every ClientError and ServerError carries `status` (the HTTP status) and Consul's words. None carries a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+
+class ConsulateException(Exception):
+    """The root of every exception that this client raises by itself."""
+
+
+class RequestError(ConsulateException):
+    """There was no usable answer."""
+
+
+class ConnectFailed(RequestError):
+    """No connection could be made, so nothing was sent."""
+
+
+class AnswerTimeout(RequestError):
+    """The request was sent and no answer came within the timeout."""
+
+
+class _Refused(ConsulateException):
+    def __init__(self, message: str = "", status: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ClientError(_Refused):
+    """Consul would not do what the request asked for (4xx)."""
+
+
+class ACLDisabled(ClientError):
+    """The cluster runs without ACLs (401)."""
+
+
+class Forbidden(ClientError):
+    """The token has no right to do this (403)."""
+
+
+class NotFound(ClientError):
+    """There is no such thing (404)."""
+
+
+class TooLarge(ClientError):
+    """The body, the value or the number of operations is over the server's limit (413)."""
+
+
+class TransactionFailed(ClientError):
+    """A transaction was rolled back as a whole.
+
+    :ivar errors: (index of the operation, Consul's words) for each operation that failed
+    """
+
+    def __init__(
+        self, message: str = "", status: Optional[int] = 409, errors: Sequence[tuple[int, str]] = ()
+    ) -> None:
+        super().__init__(message, status)
+        self.errors = tuple(errors)
+
+
+class StaleIndex(TransactionFailed):
+    """A compare-and-set or a check in a transaction met another state than it expected."""
+
+
+class ServerError(_Refused):
+    """Consul could not do it now (5xx)."""
+
+
+class LockFailure(ConsulateException):
+    """The lock could not be had."""
+
+
+LockError = LockFailure
+
+
+class KeyMissing(KeyError, AttributeError):
+    """`kv[key]` for a key that does not exist: documented both as KeyError and as AttributeError."""
+
+
+BY_STATUS: dict[int, type[ClientError]] = {
+    401: ACLDisabled,
+    403: Forbidden,
+    404: NotFound,
+    413: TooLarge,
+}

@@ -1,0 +1,102 @@
+"""The values that go to Consul and come back: query options, answer metadata, KV records."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    class Query(TypedDict, total=False):
+        """What every read takes by keyword; see https://www.consul.io/api-docs/features/blocking"""
+
+        index: int
+        wait: Union[str, float]
+        consistency: str
+        dc: str
+        timeout: float
+
+
+DEFAULT_WAIT = 300.0
+"""Seconds that Consul holds a blocking query when `wait` is not given (Consul's documentation)."""
+
+
+def duration(value: Union[str, int, float]) -> str:
+    """A duration as Consul writes it: 10 and "10" mean "10s", "1m" stays as it is."""
+    text = str(value)
+    return f"{text}s" if text.replace(".", "", 1).isdigit() else text
+
+
+def seconds(value: Union[str, int, float]) -> float:
+    """The seconds of a duration of one or several units ("1m30s"); raises ValueError on anything else."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    text, total = duration(value), 0.0
+    while text:
+        number = text[: len(text) - len(text.lstrip("0123456789."))]
+        rest = text[len(number) :]
+        unit = rest[: len(rest) - len(rest.lstrip("msh"))]
+        if not number or unit not in units:
+            raise ValueError(f"not a duration: {value!r}")
+        total += float(number) * units[unit]
+        text = rest[len(unit) :]
+    return total
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What Consul says about an answer, from its headers.
+
+    :ivar index: pass it as `index=` to wait for the next change; None where the endpoint has none
+    :ivar known_leader: whether the server that answered knew a leader
+    :ivar last_contact: milliseconds since that server last heard from the leader
+    """
+
+    index: Optional[int] = None
+    known_leader: Optional[bool] = None
+    last_contact: Optional[int] = None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Meta:
+        index, contact = headers.get("X-Consul-Index"), headers.get("X-Consul-LastContact")
+        leader = headers.get("X-Consul-KnownLeader")
+        return cls(
+            index=int(index) if index else None,
+            known_leader=None if leader is None else leader == "true",
+            last_contact=int(contact) if contact else None,
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One key as Consul stores it.
+
+    :ivar value: the bytes; b"" where Consul has null
+    :ivar modify_index: None where it is not known, as after a plain PUT, which answers without one
+    :ivar session: the ID of the session that holds the key's lock, if any
+    """
+
+    key: str
+    value: bytes
+    flags: int = 0
+    create_index: int = 0
+    modify_index: Optional[int] = None
+    lock_index: int = 0
+    session: Optional[str] = None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
+        """From Consul's JSON; `value` stands in where a transaction's answer leaves it out."""
+        if value is None:
+            value = base64.b64decode(entry.get("Value") or b"")
+        return cls(
+            key=entry["Key"],
+            value=value,
+            flags=entry.get("Flags", 0),
+            create_index=entry.get("CreateIndex", 0),
+            modify_index=entry.get("ModifyIndex"),
+            lock_index=entry.get("LockIndex", 0),
+            session=entry.get("Session"),
+        )

@@ -1,0 +1,234 @@
+"""The process: from options to a mounted file system, in the foreground or detached, and its clean end."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import logging
+import logging.handlers
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable, Optional
+
+from consulfs import binding
+from consulfs.consulate import ConnectFailed, Consul, ConsulateException, Forbidden, adapters
+from consulfs.devagent import DevAgent, NoAgent
+from consulfs.errors import OutOfTime
+from consulfs.filesystem import Filesystem, Owner
+from consulfs.options import Options
+from consulfs.source import Source
+from consulfs.store.backend import Backend
+from consulfs.store.cache import Cache
+from consulfs.store.flagmemory import FlagMemory
+from consulfs.store.inodes import Inodes
+from consulfs.store.moves import Moves
+from consulfs.store.nodes import OpenFiles
+from consulfs.store.patience import Patience
+from consulfs.store.records import Records
+from consulfs.store.times import Times
+from consulfs.tree.kv import KVTree
+
+log = logging.getLogger(__name__)
+
+READY = b"ready\n"
+
+
+class CannotMount(RuntimeError):
+    """The mount cannot be made; the message is the one line that the user sees."""
+
+
+def run(source: Source, mountpoint: str, options: Options, foreground: bool) -> int:
+    """Mount and serve. Detached, it returns 0 in the caller when the mount serves.
+
+    :raises CannotMount: Consul or the mount point is not there, or the mount is refused
+    """
+    mountpoint = os.path.abspath(mountpoint)
+    check_mountpoint(mountpoint)
+    token = read_token(options)
+    if foreground:
+        serve(source, mountpoint, options, token, lambda: None)
+        return 0
+    return _detach(lambda ready: serve(source, mountpoint, options, token, ready))
+
+
+def check_mountpoint(path: str) -> None:
+    """:raises CannotMount: it is no directory that can be mounted on"""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise CannotMount(f"{path}: a dead mount is there; end it with: fusermount3 -uz {path}") from error
+        raise CannotMount(f"{path}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        raise CannotMount(f"{path}: not a directory")
+
+
+def read_token(options: Options) -> Optional[str]:
+    """The token, from the option, the file or the environment.
+
+    :raises CannotMount: the file cannot be read
+    """
+    path = options["token_file"]
+    if path and "token" not in options.given:
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read().strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CannotMount(f"token_file: {error}") from error
+    token: Optional[str] = options["token"]
+    return token
+
+
+def serve(source: Source, mountpoint: str, options: Options, token: Optional[str], ready: Callable[[], None]) -> None:
+    """Mount, serve until the mount ends, and clean up.
+
+    :raises CannotMount: Consul is not there, or the mount is refused
+    """
+    with _agent(options) as port:
+        if port is not None:
+            source = Source("http", "127.0.0.1", port, source.prefix)
+            print(f"Consul runs at http://127.0.0.1:{port}", flush=True)
+        patience = Patience(options["timeout"], binding.interrupted)
+        with connect(source, options, token, patience.check) as consul:
+            backend = Backend(consul, patience)
+            introduce(backend, source)
+            filesystem = build(source.prefix, backend, patience, options)
+            try:
+                binding.require_libfuse3()
+                binding.serve(filesystem, mountpoint, mount_options(source, options), ready)
+            except (RuntimeError, OSError) as error:
+                raise CannotMount(f"{mountpoint}: cannot be mounted ({error})") from error
+
+
+def connect(source: Source, options: Options, token: Optional[str], on_wait: Callable[[], None]) -> Consul:
+    """The client, with the TLS and the patience that the options ask for."""
+    kind = adapters.UnixSocketRequest if source.port is None else adapters.Request
+    verify: adapters.Verify = options["cacert"] or options["capath"] or True
+    certificate, key = options["client_cert"], options["client_key"]
+    headers = {}
+    if options["auth"]:
+        headers["Authorization"] = "Basic " + base64.b64encode(options["auth"].encode()).decode()
+    adapter = kind(
+        timeout=options["timeout"],
+        verify=verify if options["verify"] else False,
+        cert=(certificate, key) if certificate and key else certificate,
+        server_hostname=options["tls_server_name"],
+        headers=headers,
+        on_wait=on_wait,
+    )
+    return Consul(source.host, source.port, options["dc"], token, source.scheme, adapter)
+
+
+def introduce(backend: Backend, source: Source) -> None:
+    """:raises CannotMount: nobody answers there, or not to this token"""
+    try:
+        backend.introduce()
+    except (ConnectFailed, OutOfTime) as error:
+        raise CannotMount(f"no Consul at {source}: {error}".rstrip(": ")) from error
+    except Forbidden as error:
+        raise CannotMount(f"Consul at {source} does not know this token: {error}") from error
+    except (ConsulateException, ValueError) as error:
+        raise CannotMount(f"Consul at {source}: {error}") from error
+
+
+def build(prefix: str, backend: Backend, patience: Patience, options: Options) -> Filesystem:
+    """The file system's parts, each with what it stands on."""
+    times, inodes, flags = Times(), Inodes(), FlagMemory()
+    records = Records(backend, Cache(options["cache_size"]), times)
+    files = OpenFiles(backend, records, patience, times, inodes, flags)
+    moves = Moves(backend, records, files, patience, times, inodes, flags)
+    tree = KVTree(prefix, backend, records, files, moves, times)
+    uid = os.getuid() if options["uid"] is None else options["uid"]
+    gid = os.getgid() if options["gid"] is None else options["gid"]
+    owner = Owner(uid, gid, options["umask"])
+    return Filesystem(
+        tree, files, times, inodes, patience, owner, options["ro"], options["exclusive"] == "close"
+    )
+
+
+def mount_options(source: Source, options: Options) -> dict[str, Any]:
+    """For libfuse and mount(8): what `mount` shows holds no token."""
+    shown: dict[str, Any] = dict.fromkeys(options.kernel, True)
+    shown["fsname"] = str(source).replace("\\", "\\\\").replace(",", "\\,")
+    shown["subtype"] = "consulfs"
+    shown["default_permissions"] = True
+    for name in ("ro", "allow_other"):
+        if options[name]:
+            shown[name] = True
+    return shown
+
+
+def set_up_logging(options: Options, foreground: bool) -> None:
+    """To stderr in the foreground; as a daemon to log_file, else to syslog where there is one."""
+    handler: logging.Handler
+    if options["log_file"]:
+        handler = logging.FileHandler(options["log_file"])
+    elif foreground:
+        handler = logging.StreamHandler()
+    elif os.path.exists("/dev/log"):
+        handler = logging.handlers.SysLogHandler("/dev/log")
+        handler.ident = f"consulfs[{os.getpid()}]: "
+    else:
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=options["log_level"].upper(), handlers=[handler], force=True)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _agent(options: Options) -> Iterator[Optional[int]]:
+    """The port of a private agent, where one is asked for."""
+    if not options["dev_agent"]:
+        yield None
+        return
+    agent = DevAgent(options["consul"], options["dev_port"])
+    try:
+        agent.start()
+    except NoAgent as error:
+        raise CannotMount(str(error)) from error
+    try:
+        yield agent.port
+    finally:
+        agent.stop()
+
+
+def _detach(work: Callable[[Callable[[], None]], None]) -> int:
+    """Run `work` in a process of its own; return when it is ready, or say what it said."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os._exit(_child(work, writer))
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    if said == READY:
+        return 0
+    _, status = os.waitpid(child, 0)
+    raise CannotMount(said.decode("utf-8", "replace") or f"the daemon ended with status {status}")
+
+
+def _child(work: Callable[[Callable[[], None]], None], writer: int) -> int:
+    def ready() -> None:
+        sys.stdout.flush()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
+        os.write(writer, READY)
+        os.close(writer)
+
+    os.setsid()
+    os.chdir("/")
+    try:
+        work(ready)
+        return 0
+    except CannotMount as error:
+        os.write(writer, str(error).encode())
+    except BaseException as error:
+        log.exception("the daemon ends")
+        os.write(writer, repr(error).encode())
+    return 1

@@ -1,0 +1,239 @@
+"""Every mount option, once: its name, type, default, environment variable and help. Pure.
+
+`--help`, the README's table and the man page come from `OPTIONS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+
+class BadOption(ValueError):
+    """An option that is unknown, or has a value that it cannot have; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    :ivar read: makes its value from text; None for a flag
+    :ivar argument: what stands behind "=" in the help
+    :ivar environ: the variable that gives it where -o does not
+    """
+
+    name: str
+    help: str
+    read: Optional[Callable[[str], Any]] = None
+    default: Any = None
+    argument: str = ""
+    environ: str = ""
+
+    @property
+    def usage(self) -> str:
+        return f"{self.name}={self.argument}" if self.argument else self.name
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 86400:
+        raise ValueError("between 0.1 and 86400 seconds")
+    return value
+
+
+def _size(text: str) -> int:
+    factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    factor = factors.get(text[-1:].upper(), 1)
+    value = int(text[:-1] if factor > 1 else text) * factor
+    if value < 1 << 20:
+        raise ValueError("at least 1M")
+    return value
+
+
+def _octal(text: str) -> int:
+    value = int(text, 8)
+    if not 0 <= value <= 0o777:
+        raise ValueError("an octal mask such as 077")
+    return value
+
+
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("not negative")
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return read
+
+
+def _path(text: str) -> str:
+    """Absolute, since a daemon's working directory is /."""
+    return os.path.abspath(text)
+
+
+def _verify(text: str) -> bool:
+    return text.lower() not in ("0", "f", "false", "no")
+
+
+OPTIONS = (
+    Option("ro", "read-only: every change is EROFS"),
+    Option("timeout", "how long an operation may wait for Consul before it fails", _seconds, 10.0, "SECONDS"),
+    Option(
+        "exclusive",
+        "when O_EXCL is decided: at open, exactly and for one more request, or at close, with EEXIST from close",
+        _one_of("open", "close"),
+        "open",
+        "open|close",
+    ),
+    Option("cache_size", "bytes of records kept in memory", _size, 64 << 20, "BYTES"),
+    Option("dc", "the datacenter to mount, if not the agent's own", str, None, "NAME"),
+    Option("token_file", "a file with the ACL token", _path, None, "FILE", "CONSUL_HTTP_TOKEN_FILE"),
+    Option(
+        "token",
+        "the ACL token itself; others can read it in the process list, so prefer token_file",
+        str,
+        None,
+        "TOKEN",
+        "CONSUL_HTTP_TOKEN",
+    ),
+    Option("auth", "USER:PASSWORD for HTTP basic authentication; better by its variable", str, None, "AUTH", "CONSUL_HTTP_AUTH"),
+    Option("cacert", "a file with the certificates to trust", _path, None, "FILE", "CONSUL_CACERT"),
+    Option("capath", "a folder with the certificates to trust", _path, None, "DIR", "CONSUL_CAPATH"),
+    Option("client_cert", "this client's certificate", _path, None, "FILE", "CONSUL_CLIENT_CERT"),
+    Option("client_key", "this client's key", _path, None, "FILE", "CONSUL_CLIENT_KEY"),
+    Option("tls_server_name", "the name that the server's certificate must bear", str, None, "NAME", "CONSUL_TLS_SERVER_NAME"),
+    Option("verify", "whether to check the server's certificate", _verify, True, "yes|no", "CONSUL_HTTP_SSL_VERIFY"),
+    Option("allow_other", "let other users in, as far as uid, gid and umask allow"),
+    Option("uid", "the owner that files show (default: who mounts)", _number, None, "UID"),
+    Option("gid", "the group that files show (default: who mounts)", _number, None, "GID"),
+    Option("umask", "bits taken from the modes 0666 and 0777", _octal, 0o077, "OCTAL"),
+    Option("dev_agent", "start a private `consul agent -dev` for the life of the mount (--dev)"),
+    Option("dev_port", "the HTTP port of that agent (default: any free one)", _number, 0, "PORT"),
+    Option("consul", "the consul command for dev_agent", str, "consul", "COMMAND"),
+    Option("log_level", "error, warning, info or debug", _one_of("error", "warning", "info", "debug"), "warning", "LEVEL"),
+    Option("log_file", "where the daemon writes its log (default: syslog)", _path, None, "FILE"),
+)  # fmt: skip
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+KERNEL = frozenset("nosuid nodev noexec noatime nodiratime dirsync sync".split())
+"""Handed on to the kernel."""
+
+IGNORED = frozenset(
+    "rw suid dev exec async atime diratime relatime norelatime strictatime lazytime nolazytime defaults auto noauto"
+    " user users owner group nouser nofail _netdev default_permissions allow_root quiet loud".split()
+)
+"""What mount(8) and fstab say, and what is true or meaningless here."""
+
+
+def split(text: str) -> list[str]:
+    """The options of one -o: separated by commas; a comma or a backslash in a value follows a backslash."""
+    words, word, escaped = [], "", False
+    for character in text:
+        if escaped or character not in "\\,":
+            word, escaped = word + character, False
+        elif character == "\\":
+            escaped = True
+        else:
+            words.append(word)
+            word = ""
+    words.append(word)
+    return [each for each in words if each]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for, with defaults filled in.
+
+    :ivar values: by option name
+    :ivar kernel: options for the kernel
+    :ivar given: the names that stood in -o
+    """
+
+    values: Mapping[str, Any]
+    kernel: tuple[str, ...]
+    given: frozenset[str]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def parse(words: Sequence[str], environ: Mapping[str, str]) -> Options:
+    """Options from the words of -o, then from the environment, then the defaults.
+
+    :raises BadOption: unknown, or with a value that it cannot have
+    """
+    values: dict[str, Any] = {}
+    kernel = ["nosuid", "nodev", "noexec"]
+    for word in words:
+        name, separator, text = word.partition("=")
+        option = BY_NAME.get(name)
+        if option is not None:
+            values[name] = _value(option, separator, text)
+        elif word in KERNEL:
+            kernel.append(word)
+        elif word in ("suid", "dev", "exec"):
+            kernel = [each for each in kernel if each != "no" + word] if word == "exec" else kernel
+        elif word not in IGNORED and not name.startswith(("x-", "comment", "X-")):
+            raise BadOption(f"unknown option {name!r}; see consulfs --help")
+    given = frozenset(values)
+    for option in OPTIONS:
+        if option.name not in values:
+            text = environ.get(option.environ, "") if option.environ else ""
+            values[option.name] = _value(option, "=", text) if text else _default(option)
+    return Options(values, tuple(dict.fromkeys(kernel)), given)
+
+
+def _default(option: Option) -> Any:
+    return False if option.read is None else option.default
+
+
+def _value(option: Option, separator: str, text: str) -> Any:
+    if option.read is None:
+        if separator:
+            raise BadOption(f"{option.name} takes no value")
+        return True
+    if not text:
+        raise BadOption(f"{option.name} needs a value: {option.usage}")
+    try:
+        return option.read(text)
+    except ValueError as error:
+        shown = "..." if option.name in ("token", "auth") else text
+        raise BadOption(f"{option.name}={shown}: {error}") from error
+
+
+def describe(option: Option) -> str:
+    """One option's help, with its default and its variable."""
+    default = _default(option)
+    notes = []
+    if option.read is not None and default is not None:
+        notes.append(f"default {_shown(option, default)}")
+    if option.environ:
+        notes.append(option.environ)
+    return option.help + (f" [{', '.join(notes)}]" if notes else "")
+
+
+def _shown(option: Option, default: Any) -> str:
+    if option.name == "umask":
+        return f"{default:03o}"
+    if option.name == "cache_size":
+        return f"{default >> 20}M"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def markdown_table() -> str:
+    """The README's table."""
+    rows = ["| option | meaning |", "|---|---|"]
+    rows += [f"| `{option.usage}` | {describe(option)} |".replace("yes|no", "yes\\|no").replace("open|close", "open\\|close") for option in OPTIONS]
+    return "\n".join(rows)

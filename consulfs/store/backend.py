@@ -1,0 +1,202 @@
+"""The talk with Consul: retries within the operation's time, what is uncertain said so, and who may write what.
+
+    reads           repeated until they succeed or the time is over
+    deletes         the same: deleting twice is deleting
+    other writes    repeated while it is certain that nothing was applied; after that `Uncertain`, and the caller
+                    reads back before it says that the write failed
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, TypeVar
+
+from cachetools import TTLCache
+
+from consulfs.consulate import (
+    ACLDisabled,
+    AnswerTimeout,
+    ClientError,
+    ConnectFailed,
+    Consul,
+    ConsulateException,
+    Forbidden,
+    NotFound,
+    Record,
+    RequestError,
+    ServerError,
+    StaleIndex,
+)
+from consulfs.consulate.api.txn import Operation
+from consulfs.errors import OutOfTime
+from consulfs.store.patience import Patience
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BATCH = 64
+"""Operations in a transaction: the limit of Consul 1.8; later servers take 128."""
+
+RIGHTS_LIFETIME = 30.0
+"""Seconds for which the answer to "may this token write this key?" is remembered."""
+
+IMPOSSIBLE_INDEX = (1 << 63) - 1
+"""A ModifyIndex that no key has: a compare-and-set with it tells the rights and changes nothing."""
+
+
+class Uncertain(Exception):
+    """A write was sent and may or may not have been applied; the cause is chained."""
+
+
+class Backend:
+    """Consul's KV store, as the file system needs it."""
+
+    def __init__(self, consul: Consul, patience: Patience) -> None:
+        self._consul = consul
+        self._patience = patience
+        self.value_limit = 512 * 1024
+        self.txn_limit = 512 * 1024
+        self.acl_enabled = False
+        self._rights_lock = threading.Lock()  # owns _rights
+        self._rights: TTLCache[str, bool] = TTLCache(4096, RIGHTS_LIFETIME)
+
+    def introduce(self) -> None:
+        """Ask the server, once, for what a mount must know: its limits, and whether it has ACLs.
+
+        :raises ConsulateException: nobody answers, or the token is not known
+        """
+        self._patience.begin()
+        try:
+            config: dict[str, Any] = self._read(lambda left: self._consul.agent.self(timeout=left)).get("DebugConfig", {})
+            self.value_limit = int(config.get("KVMaxValueSize") or self.value_limit)
+            self.txn_limit = int(config.get("TxnMaxReqLen") or self.txn_limit)
+        except Forbidden:
+            log.info("no agent:read for this token: taking Consul's default limits")
+        try:
+            self._read(lambda left: self._consul.acl.token_self(timeout=left))
+            self.acl_enabled = True
+        except ACLDisabled:
+            self.acl_enabled = False
+
+    # -- reads -----------------------------------------------------------------------------------------------
+
+    def read(self, key: str) -> Optional[Record]:
+        return self._read(lambda left: self._consul.kv.read(key, timeout=left))
+
+    def read_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        """Up to `BATCH` records in one request; what is missing or hidden is left out."""
+        return self._read(lambda left: self._consul.kv.read_many(keys, timeout=left))
+
+    def names(self, prefix: str) -> list[str]:
+        """The keys and prefixes of one level."""
+        return self._read(lambda left: self._consul.kv.names(prefix, "/", timeout=left))
+
+    def tree(self, prefix: str) -> list[Record]:
+        """Every record below a prefix."""
+        return self._read(lambda left: self._consul.kv.tree(prefix, timeout=left))
+
+    # -- writes ----------------------------------------------------------------------------------------------
+
+    def store(self, key: str, value: bytes, flags: int, index: int) -> Record:
+        """Set a key that still has ModifyIndex `index` (0: that does not exist).
+
+        :raises StaleIndex: it has another
+        :raises Uncertain: it may have been stored
+        """
+        return self._write(
+            lambda left: self._consul.kv.store(key, value, flags, index, timeout=left, txn_limit=self.txn_limit)
+        )
+
+    def transaction(self, operations: Sequence[Operation], body: Optional[bytes] = None) -> list[dict[str, Any]]:
+        """Apply all or none.
+
+        :raises Uncertain: it may have been applied
+        """
+        return self._write(lambda left: self._consul.txn.execute(operations, body, timeout=left))
+
+    def remove(self, key: str) -> None:
+        """Delete a key; one that is not there is deleted already."""
+        self._read(lambda left: self._consul.kv.remove(key, timeout=left))
+
+    # -- rights ----------------------------------------------------------------------------------------------
+
+    def may_write(self, key: str) -> bool:
+        """Whether the token may write a key: `echo x > key` in a shell sees the error of open(2), not of close(2)."""
+        if not self.acl_enabled:
+            return True
+        with self._rights_lock:
+            known = self._rights.get(key)
+        if known is None:
+            known = self._read(lambda left: self._ask_right(key))
+            with self._rights_lock:
+                self._rights[key] = known
+        return known
+
+    def forget_rights(self) -> None:
+        """After a write was refused although it had been allowed: the policies have changed."""
+        with self._rights_lock:
+            self._rights.clear()
+
+    def _ask_right(self, key: str) -> bool:
+        try:
+            return self._consul.acl.authorize([("key", "write", key)])[0]
+        except ACLDisabled:
+            return True
+        except NotFound:
+            pass
+        try:
+            self._consul.kv.store(key, b"", 0, IMPOSSIBLE_INDEX)
+        except StaleIndex:
+            return True
+        except Forbidden:
+            return False
+        raise AssertionError("a compare-and-set with an impossible index succeeded")
+
+    # -- retries ---------------------------------------------------------------------------------------------
+
+    def _read(self, ask: Callable[[float], T]) -> T:
+        return self._repeat(ask, lambda error: True)
+
+    def _write(self, ask: Callable[[float], T]) -> T:
+        try:
+            return self._repeat(ask, _certainly_not_applied)
+        except (RequestError, ServerError) as error:
+            if _certainly_not_applied(error):
+                raise
+            raise Uncertain(str(error)) from error
+
+    def _repeat(self, ask: Callable[[float], T], may_repeat: Callable[[ConsulateException], bool]) -> T:
+        """Ask until there is an answer, with growing pauses, while the operation's time lasts."""
+        pause = 0.02
+        while True:
+            left = self._patience.remaining()
+            if left <= 0:
+                raise OutOfTime
+            try:
+                return ask(left)
+            except (RequestError, ServerError, ClientError) as error:
+                if not _passing(error) or not may_repeat(error):
+                    raise
+                if self._patience.remaining() <= pause:
+                    raise
+                log.debug("trying again: %s", error)
+            self._patience.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, 1.0)
+
+
+def _passing(error: ConsulateException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, (RequestError, ServerError)):
+        return not isinstance(error, AnswerTimeout)
+    return isinstance(error, ClientError) and error.status == 429
+
+
+def _certainly_not_applied(error: ConsulateException) -> bool:
+    """Whether a write that failed so cannot have reached the Raft log."""
+    if isinstance(error, ServerError):
+        return "No cluster leader" in str(error)
+    return isinstance(error, (ConnectFailed, ClientError))

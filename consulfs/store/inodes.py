@@ -1,0 +1,38 @@
+"""Inode numbers: the same for a name on every mount and after every remount, and carried along by a rename.
+
+Owner: `Inodes._lock`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+
+from cachetools import LRUCache
+
+
+class Inodes:
+    """Numbers by key; a directory's under its prefix."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # A renamed file keeps its number, and its old name then needs another: with one for both, `cp a b` would
+        # take two files for one.
+        self._moved: LRUCache[str, int] = LRUCache(1 << 16)
+        self._fresh = itertools.count(1)
+
+    def number(self, key: str) -> int:
+        with self._lock:
+            return self._moved.get(key) or _hash(key)
+
+    def rename(self, old: str, new: str) -> None:
+        with self._lock:
+            number = self._moved.get(old) or _hash(old)
+            self._moved[new] = number
+            self._moved[old] = _hash(f"{old}\0{next(self._fresh)}")
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1 | 1 << 62

@@ -1,0 +1,1 @@
+"""What a path means: directories and files made of keys."""

@@ -1,0 +1,336 @@
+"""The KV store as directories and files.
+
+    a key "a/b/c"              the file c in the directories a and b
+    keys below "a/b/c/" too    c is the directory, and the key's value the file c%value beside it
+    a key "a/b/"               the directory b itself; where it carries a value or flags, the file b/%empty as well
+
+A directory without a marker key exists because keys do. When the last of them is removed through this mount, the
+directory stays for the life of the mount, or until it is removed: `rm -r` and `mv` count on that. These are kept in
+`_empty`, owned by `_lock`.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Optional, Union
+
+from cachetools import LRUCache
+
+from consulfs import names
+from consulfs.consulate import Forbidden, Record, StaleIndex
+from consulfs.consulate.api.txn import operation
+from consulfs.store.backend import Backend, Uncertain
+from consulfs.store.cache import above
+from consulfs.store.moves import Moves
+from consulfs.store.nodes import Node, OpenFiles
+from consulfs.store.records import Records
+from consulfs.store.times import Times
+from consulfs.tree.spot import Spot, name_of, reserved_below, step
+
+
+@dataclass(frozen=True)
+class File:
+    """A path that is a file."""
+
+    key: str
+    node: Optional[Node]
+    record: Optional[Record]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A path that is a directory."""
+
+    prefix: str
+
+
+Entry = Union[File, Directory]
+
+
+def is_carrying(marker: Optional[Record]) -> bool:
+    """Whether a directory's marker has something to show beside the directory."""
+    return marker is not None and bool(marker.value or marker.flags)
+
+
+class KVTree:
+    """Paths below the mount point.
+
+    :param root: the prefix that is mounted, "" or ending in "/"
+    """
+
+    def __init__(
+        self, root: str, backend: Backend, records: Records, files: OpenFiles, moves: Moves, times: Times
+    ) -> None:
+        self.root = root
+        self._backend = backend
+        self._records = records
+        self._files = files
+        self._moves = moves
+        self._times = times
+        self._lock = threading.Lock()
+        self._empty: LRUCache[str, bool] = LRUCache(1 << 16)
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def locate(self, path: str) -> Optional[Spot]:
+        """The spot of a path; None for the root itself, which has no name.
+
+        :raises OSError: ENOENT for a shortened name that stands for nothing, EROFS below a virtual tree
+        """
+        parent, spot = self.root, None
+        for name in path.split("/"):
+            if not name:
+                continue
+            if spot is not None:
+                parent = spot.prefix
+            spot = self._step(parent, name)
+        return spot
+
+    def lookup(self, path: str) -> Optional[Entry]:
+        """What stands at a path, or None."""
+        try:
+            spot = self.locate(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EROFS):
+                return None
+            raise
+        if spot is None:
+            return Directory(self.root)
+        if not spot.value and self._is_directory(spot):
+            return Directory(spot.prefix)
+        return self._file_at(spot)
+
+    def existing(self, path: str) -> Entry:
+        """What stands at a path; ENOENT where nothing does."""
+        entry = self.lookup(path)
+        if entry is None:
+            raise OSError(errno.ENOENT, "no such key or prefix")
+        return entry
+
+    def directory(self, path: str) -> Directory:
+        entry = self.existing(path)
+        if isinstance(entry, File):
+            raise OSError(errno.ENOTDIR, "not a directory")
+        return entry
+
+    def file(self, path: str) -> File:
+        entry = self.existing(path)
+        if isinstance(entry, Directory):
+            raise OSError(errno.EISDIR, "is a directory")
+        return entry
+
+    def entries(self, prefix: str) -> list[tuple[Spot, bool]]:
+        """The spots of a directory in the order of their keys, each with whether it is a directory."""
+        listing = self._records.listing(prefix)
+        files, directories, marker = self._records.cache.snapshot(listing)
+        self._records.expect_scan(prefix, files)
+        shown = set(directories) | {above(each)[1] for each in self._empty_below(prefix)}
+        keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists}
+        if marker and is_carrying(self._records.get(prefix)):
+            keys.add("")
+        found = [(Spot(prefix, name), True) for name in shown]
+        found += [(Spot(prefix, name, name in shown), False) for name in keys]
+        return sorted(found, key=lambda each: (each[0].component, not each[1]))
+
+    def _step(self, parent: str, name: str) -> Spot:
+        if name in reserved_below(parent, self.root):
+            raise OSError(errno.EROFS, "reserved for a virtual tree")
+        try:
+            spot, shortened = step(parent, name, self.root)
+        except names.UnmappableName as error:
+            raise OSError(errno.EILSEQ, "a name must be UTF-8: Consul's JSON carries nothing else") from error
+        if shortened:
+            spot = next((each for each, _ in self.entries(parent) if name_of(each, self.root) == name), None)
+        if spot is None:
+            raise OSError(errno.ENOENT, "a shortened name that stands for no key")
+        return spot
+
+    def _is_directory(self, spot: Spot) -> bool:
+        if any(node.exists for node in self._files.below(spot.prefix)):
+            return True
+        try:
+            if spot.component in self._records.listing(spot.parent).directories:
+                return True
+        except Forbidden:
+            pass
+        if self._empty_below(spot.parent, spot.prefix):
+            return True
+        # Where ACLs are on, a listing hides what may not be read, and the way to it.
+        return self._backend.acl_enabled and self._can_list(spot.prefix)
+
+    def _can_list(self, prefix: str) -> bool:
+        try:
+            listing = self._records.listing(prefix)
+        except Forbidden:
+            return False
+        return bool(listing.files or listing.directories or listing.marker)
+
+    def _file_at(self, spot: Spot) -> Optional[File]:
+        if not spot.key:
+            return None
+        node = self._files.find(spot.key)
+        if node is not None and node.dirty and node.exists:
+            return File(spot.key, node, node.base)
+        if not self._may_exist(spot):
+            return None
+        record = self._records.get(spot.key)
+        if record is None or (spot.key.endswith("/") and not is_carrying(record)):
+            return None
+        if node is not None:
+            with node.state:
+                node.adopt(record)
+        return File(spot.key, node, record)
+
+    def _may_exist(self, spot: Spot) -> bool:
+        if self._backend.acl_enabled:
+            return True  # an unlisted key may be there and hidden: only a GET tells
+        listing = self._records.listing(spot.parent)
+        return spot.component in listing.files or (spot.component == "" and listing.marker)
+
+    def _open_below(self, prefix: str) -> Iterator[tuple[str, Node]]:
+        """The open keys that stand in a directory itself."""
+        for node in self._files.below(prefix):
+            name = node.key[len(prefix) :]
+            if name and "/" not in name:
+                yield name, node
+
+    def _empty_below(self, prefix: str, at: str = "") -> list[str]:
+        """The remembered empty directories that stand in a directory, or lead to one that does.
+
+        :param at: only those at or below this prefix
+        """
+        with self._lock:
+            inside = [each for each in self._empty if each.startswith(at or prefix) and len(each) > len(prefix)]
+        return list({each[: each.index("/", len(prefix)) + 1] for each in inside})
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def place_for_file(self, path: str) -> Spot:
+        """The spot where a new file may be made."""
+        spot = self._place(path)
+        if not spot.key:
+            raise OSError(errno.EINVAL, "Consul has no empty key")
+        if spot.value and not self._is_directory(spot):
+            # The value of a directory that is not there yet: `cp -r` may bring the value first.
+            self._stays(spot.prefix)
+        return spot
+
+    def check_writable(self, key: str) -> None:
+        """EACCES where the token may not write this key."""
+        if not self._backend.may_write(key):
+            raise OSError(errno.EACCES, "the token may not write this key")
+
+    def remove_file(self, path: str) -> None:
+        entry = self.file(path)
+        self.check_writable(entry.key)
+        self._moves.remove(entry.key)
+        spot = self.locate(path)
+        if spot is not None:
+            self._left(spot.parent)
+
+    def make_directory(self, path: str) -> None:
+        """Write the marker that Consul's UI writes: the prefix as a key."""
+        spot = self._place(path)
+        if spot.value:
+            raise OSError(errno.EINVAL, "this name is that of a directory's value")
+        self.check_writable(spot.prefix)
+        try:
+            check = operation("check-not-exists", spot.prefix)
+            entries = self._backend.transaction([check, operation("set", spot.prefix, b"")])
+            self._records.cache.stored(Record.of(entries[-1], b""))
+        except StaleIndex as error:
+            self._records.cache.forget(spot.prefix)
+            raise OSError(errno.EEXIST, "made by another host") from error
+        except Uncertain:
+            record = self._records.fresh(spot.prefix)
+            if record is None:
+                raise
+            self._records.cache.stored(record)
+        self._times.touch(spot.prefix)
+        self._left(spot.parent, empty=False)
+
+    def remove_directory(self, path: str) -> None:
+        spot = self.locate(path)
+        if spot is None:
+            raise OSError(errno.EBUSY, "the root of the mount")
+        prefix = spot.prefix
+        self.directory(path)
+        below = self._backend.names(prefix)
+        if any(name != prefix for name in below) or self._empty_below(prefix):
+            raise OSError(errno.ENOTEMPTY, "there are keys below")
+        if any(node.exists for node in self._files.below(prefix)):
+            raise OSError(errno.ENOTEMPTY, "there are open files below")
+        if below:
+            self._remove_marker(prefix)
+        with self._lock:
+            self._empty.pop(prefix, None)
+        self._records.cache.directory_removed(prefix)
+        self._times.forget(prefix)
+        self._left(spot.parent)
+
+    def rename(self, old: str, new: str, keep_target: bool) -> None:
+        """Rename a file or a directory; what stands at the new name is replaced as rename(2) has it."""
+        source, entry, target = self._place(old), self.existing(old), self._place(new)
+        standing = self.lookup(new)
+        if standing is not None and keep_target:
+            raise OSError(errno.EEXIST, "the new name is taken")
+        if isinstance(entry, File):
+            if isinstance(standing, Directory):
+                raise OSError(errno.EISDIR, "the new name is a directory")
+            self._rename_file(entry.key, self.place_for_file(new).key, keep_target)
+        else:
+            if isinstance(standing, File):
+                raise OSError(errno.ENOTDIR, "the new name is a file")
+            if target.value:
+                raise OSError(errno.EINVAL, "this name is that of a directory's value")
+            self._rename_directory(source.prefix, target.prefix)
+        self._left(source.parent)
+        self._left(target.parent, empty=False)
+
+    def _rename_file(self, old: str, new: str, keep_target: bool) -> None:
+        if old == new:
+            return
+        self.check_writable(old)
+        self.check_writable(new)
+        self._moves.move_file(old, new, keep_target)
+
+    def _rename_directory(self, old: str, new: str) -> None:
+        self.check_writable(old)
+        self.check_writable(new)
+        if any(name != new for name in self._backend.names(new)) or self._empty_below(new):
+            raise OSError(errno.ENOTEMPTY, "there are keys below the new name")
+        self._moves.move_tree(old, new)
+        with self._lock:
+            for prefix in [each for each in self._empty if each.startswith(old)]:
+                self._empty[new + prefix[len(old) :]] = self._empty.pop(prefix)
+
+    def _remove_marker(self, prefix: str) -> None:
+        marker = self._records.fresh(prefix)
+        if is_carrying(marker):
+            raise OSError(errno.ENOTEMPTY, "its own key has a value or flags: see %empty in it")
+        self.check_writable(prefix)
+        if marker is not None:
+            self._backend.transaction([operation("delete-cas", prefix, index=marker.modify_index)])
+            self._records.cache.removed(prefix)
+
+    def _place(self, path: str) -> Spot:
+        spot = self.locate(path)
+        if spot is None:
+            raise OSError(errno.EBUSY, "the root of the mount")
+        return spot
+
+    def _left(self, prefix: str, empty: bool = True) -> None:
+        """Something was removed from a directory (or added to it): its time changes, and it may not vanish."""
+        self._times.touch(prefix)
+        listing = self._records.cache.listing(prefix)
+        more = listing is not None and (listing.files or listing.directories or listing.marker)
+        if empty and prefix != self.root and not more:
+            self._stays(prefix)
+
+    def _stays(self, prefix: str) -> None:
+        with self._lock:
+            self._empty[prefix] = True
+
