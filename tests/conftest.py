@@ -1,0 +1,66 @@
+"""One agent a session, one mount a module, an empty store a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support.agent import Agent
+from support.curl import Curl
+from support.mount import Mount
+from support.proxy import Proxy
+
+for variable in [name for name in os.environ if name.startswith("CONSUL_")]:
+    del os.environ[variable]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # An interrupted or ended run unwinds like a failed one, so that no mount and no agent is left.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root: mount(8) and mount namespaces")
+
+
+@pytest.fixture(scope="session")
+def agent() -> Iterator[Agent]:
+    with Agent() as agent:
+        yield agent
+
+
+@pytest.fixture
+def curl(agent: Agent) -> Iterator[Curl]:
+    """The independent client, on an empty store."""
+    curl = Curl(agent.url)
+    curl.delete_all()
+    yield curl
+    curl.delete_all()
+
+
+@pytest.fixture
+def mnt(agent: Agent, curl: Curl) -> Iterator[Mount]:
+    """A fresh mount of an empty store."""
+    with Mount(agent.address) as mount:
+        yield mount
+
+
+@pytest.fixture
+def proxy(agent: Agent) -> Iterator[Proxy]:
+    with Proxy(agent.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def counted(proxy: Proxy, curl: Curl) -> Iterator[Mount]:
+    """A fresh mount of an empty store that talks through the proxy."""
+    with Mount(proxy.address) as mount:
+        yield mount

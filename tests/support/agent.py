@@ -1,0 +1,119 @@
+"""A real `consul agent -dev` with its own ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+def consul_command() -> str:
+    """The consul binary that `make test` has found or fetched."""
+    own = TOP / ".consul/usr/bin/consul"
+    found = os.environ.get("CONSUL") or shutil.which("consul") or (str(own) if own.exists() else None)
+    if not found:
+        raise RuntimeError("no consul command: run tools/get-consul")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class Agent:
+    """Started on entry, ended on exit, its folder removed."""
+
+    def __init__(self, config: dict | None = None, port: int = 0, arguments: tuple[str, ...] = ()) -> None:
+        self.config = config or {}
+        self.arguments = arguments
+        http, self.serf, self.wan, self.server = free_ports(4)
+        self.port = port or http
+        self.process: subprocess.Popen | None = None
+        self.folder = ""
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}/v1"
+
+    def __enter__(self) -> Agent:
+        self.folder = tempfile.mkdtemp(prefix="consulfs-agent-")
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self) -> None:
+        config = Path(self.folder, "config.json")
+        config.write_text(json.dumps(self.config))
+        self.process = subprocess.Popen(
+            [
+                consul_command(), "agent", "-dev", "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1",
+                "-http-port", str(self.port), "-dns-port", "-1", "-grpc-port", "-1", "-log-level", "warn",
+                "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan), "-server-port", str(self.server),
+                "-config-file", str(config), *self.arguments,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=open(Path(self.folder, "log"), "ab"),
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Until a write commits: a leader that has not opened its store yet answers some requests."""
+        deadline = time.monotonic() + 60
+        token = self.config.get("acl", {}).get("tokens", {}).get("master", "")
+        while True:
+            try:
+                request = urllib.request.Request(f"{self.url}/kv/-ready-", b"", {"X-Consul-Token": token}, method="PUT")
+                if urllib.request.urlopen(request, timeout=2).read().strip() == b"true":
+                    delete = urllib.request.Request(request.full_url, None, {"X-Consul-Token": token}, method="DELETE")
+                    urllib.request.urlopen(delete, timeout=2).read()
+                    return
+            except OSError:
+                pass
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise RuntimeError(Path(self.folder, "log").read_text()[-2000:])
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.resume()
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def freeze(self) -> None:
+        """Connections are taken and nothing is answered: a hanging Consul."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)

@@ -1,0 +1,138 @@
+"""An HTTP proxy between a mount and Consul that counts requests and, when told to, breaks them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+READ_VERBS = {"get", "get-tree", "check-index", "check-session", "check-not-exists"}
+
+
+class Seen:
+    """One request that went through."""
+
+    def __init__(self, method: str, path: str, body: bytes) -> None:
+        self.method, self.path, self.body = method, path, body
+
+    @property
+    def is_write(self) -> bool:
+        if self.path.startswith("/v1/txn"):
+            return any(each["KV"]["Verb"] not in READ_VERBS for each in json.loads(self.body))
+        return self.method in ("PUT", "DELETE") and self.path.startswith("/v1/kv")
+
+    def __repr__(self) -> str:
+        return f"{self.method} {self.path} {self.body[:150]!r}"
+
+
+class Proxy:
+    """`fault`, where set, decides on each request: None lets it pass; "cut" forwards it and drops the answer;
+    "drop" drops it unsent; a number of seconds delays it; a (status, body) answers it."""
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        self.requests: list[Seen] = []
+        self.fault: Callable[[Seen], object] = lambda seen: None
+        self.lock = threading.Lock()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                proxy.handle(self)
+
+            do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 256
+
+            def handle_error(self, *_: object) -> None:
+                pass  # a client that went away
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        self.local = threading.local()
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        seen = Seen(request.command, request.path, body)
+        with self.lock:
+            self.requests.append(seen)
+        fault = self.fault(seen)
+        if isinstance(fault, (int, float)):
+            time.sleep(fault)
+        if fault == "drop":
+            return self.hang_up(request)
+        if isinstance(fault, tuple):
+            status, headers, text = fault[0], [], fault[1]
+        else:
+            status, headers, text = self.forward(request, body)
+        if fault == "cut":
+            return self.hang_up(request)
+        request.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                request.send_header(name, value)
+        request.send_header("Content-Length", str(len(text)))
+        request.end_headers()
+        request.wfile.write(text)
+        return None
+
+    def forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list, bytes]:
+        connection = getattr(self.local, "connection", None)
+        if connection is None:
+            connection = self.local.connection = http.client.HTTPConnection("127.0.0.1", self.upstream)
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        connection.request(request.command, request.path, body or None, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+
+    @staticmethod
+    def hang_up(request: BaseHTTPRequestHandler) -> None:
+        request.close_connection = True
+        request.connection.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def counting(self):
+        """Yields a Count of the requests made inside."""
+        with self.lock:
+            start = len(self.requests)
+        count = Count()
+        yield count
+        time.sleep(0.15)  # a release is asynchronous
+        with self.lock:
+            count.requests = self.requests[start:]
+
+
+class Count:
+    def __init__(self) -> None:
+        self.requests: list[Seen] = []
+
+    @property
+    def writes(self) -> int:
+        return sum(seen.is_write for seen in self.requests)
+
+    @property
+    def reads(self) -> int:
+        return len(self.requests) - self.writes
+
+    def __repr__(self) -> str:
+        return f"{self.writes} writes, {self.reads} reads: {self.requests}"
