@@ -81,8 +81,8 @@ class Filesystem:
     # -- names and attributes --------------------------------------------------------------------------------
 
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
-        if path is None:
-            return self._attributes_of_handle(fh)
+        if fh is not None or path is None:
+            return self._attributes_of_handle(fh or 0)
         return self._attributes(self._tree.existing(path))
 
     def readdir(self, path: str) -> list[tuple[str, int, int]]:
@@ -255,8 +255,8 @@ class Filesystem:
             mtime, ctime = self._times.seen(entry.key, (record.value, record.flags), record.modify_index)
         return self._stat(entry.key, stat.S_IFREG | (0o666 & ~self._owner.umask), size, mtime, ctime)
 
-    def _attributes_of_handle(self, fh: Optional[int]) -> Attributes:
-        node = self._files.handle(fh or 0).node
+    def _attributes_of_handle(self, fh: int) -> Attributes:
+        node = self._files.handle(fh).node
         return self._attributes(File(node.key, node, node.base))
 
     def _stat(self, key: str, mode: int, size: int, mtime: int, ctime: int, links: int = 1) -> Attributes:

@@ -16,8 +16,8 @@ WAYS = {
     "cp": "cp /etc/hostname f",
     "tee": "echo new | tee f >/dev/null",
     "sed -i": "sed -i s/o/0/ f",
-    "sort -o": "sort -o f f",
-    "vim": "vim -u NONE -es -c 's/o/0/' -c wq f",
+    "sort -o": "sort -r -o f f",
+    "vim": "vim -u NONE -es -c 'set backupskip= writebackup backupcopy=no' -c '1s/o/0/' -c wq f",
     "rsync": "rsync /etc/hostname f",
     "rename over": "echo new > g; mv g f",
     "touch": "touch f",
@@ -27,11 +27,11 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_flags_survive(mnt, curl, way):
-    curl.put("f", b"old value\n", flags=42)
+    curl.put("f", b"1 old\n2 old\n", flags=42)
     mnt.ok(WAYS[way])
     assert curl.flags("f") == 42
     if way != "touch":
-        assert curl.get("f") != b"old value\n"
+        assert curl.get("f") != b"1 old\n2 old\n"
 
 
 def test_getfattr_and_setfattr(mnt, curl):

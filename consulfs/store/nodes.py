@@ -253,7 +253,10 @@ class OpenFiles:
             return self.open(key, flags, opener)
         if node is not None:
             self.abandon(node)  # another host deleted it under its readers
-        if exclusive and not exclusive_at_close:
+        marker = self._records.get(key) if key.endswith("/") else None
+        if marker is not None and not (marker.value or marker.flags):
+            handle = self._attach(key, marker, None, flags, opener)  # the directory's own key, with nothing in it yet
+        elif exclusive and not exclusive_at_close:
             handle = self._attach(key, self._create_now(key, inherited), None, flags & ~os.O_TRUNC, opener)
         else:
             creation = Creation(NO_OWNER, exclusive, inherited)

@@ -6,7 +6,8 @@
 
 A directory without a marker key exists because keys do. When the last of them is removed through this mount, the
 directory stays for the life of the mount, or until it is removed: `rm -r` and `mv` count on that. These are kept in
-`_empty`, owned by `_lock`.
+`_empty`. A copy may bring foo%value before its directory foo: the key then shows under that name alone, so that the
+directory can still be made. These are kept in `_value_only`. Both are owned by `_lock`.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class KVTree:
         self._times = times
         self._lock = threading.Lock()
         self._empty: LRUCache[str, bool] = LRUCache(1 << 16)
+        self._value_only: LRUCache[str, bool] = LRUCache(1 << 12)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -132,10 +134,14 @@ class KVTree:
         if marker and is_carrying(self._records.get(prefix)):
             keys.add("")
         found = [(Spot(prefix, name), True) for name in shown]
-        found += [(Spot(prefix, name, name in shown), False) for name in keys]
+        found += [
+            (Spot(prefix, name, name in shown or self._is_value_only(f"{prefix}{name}/")), False) for name in keys
+        ]
         return sorted(found, key=lambda each: (each[0].component, not each[1]))
 
     def _step(self, parent: str, name: str) -> Spot:
+        if len(name.encode("utf-8", "surrogateescape")) > names.NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, "a name has at most 255 bytes")
         if name in reserved_below(parent, self.root):
             raise OSError(errno.EROFS, "reserved for a virtual tree")
         try:
@@ -169,10 +175,10 @@ class KVTree:
         return bool(listing.files or listing.directories or listing.marker)
 
     def _file_at(self, spot: Spot) -> Optional[File]:
-        if not spot.key:
+        if not spot.key or (not spot.value and self._is_value_only(spot.prefix)):
             return None
         node = self._files.find(spot.key)
-        if node is not None and node.dirty and node.exists:
+        if node is not None and node.exists and (node.dirty or spot.component == ""):
             return File(spot.key, node, node.base)
         if not self._may_exist(spot):
             return None
@@ -213,9 +219,10 @@ class KVTree:
         spot = self._place(path)
         if not spot.key:
             raise OSError(errno.EINVAL, "Consul has no empty key")
-        if spot.value and not self._is_directory(spot):
-            # The value of a directory that is not there yet: `cp -r` may bring the value first.
-            self._stays(spot.prefix)
+        if spot.value:
+            self._value_comes(spot.prefix, not self._is_directory(spot))
+        elif self._is_value_only(spot.prefix):
+            raise OSError(errno.EEXIST, "its value is there, as the value of a directory that is still to come")
         return spot
 
     def check_writable(self, key: str) -> None:
@@ -224,12 +231,11 @@ class KVTree:
             raise OSError(errno.EACCES, "the token may not write this key")
 
     def remove_file(self, path: str) -> None:
-        entry = self.file(path)
+        spot, entry = self._place(path), self.file(path)
         self.check_writable(entry.key)
         self._moves.remove(entry.key)
-        spot = self.locate(path)
-        if spot is not None:
-            self._left(spot.parent)
+        self._value_comes(spot.prefix, False)
+        self._left(spot.parent)
 
     def make_directory(self, path: str) -> None:
         """Write the marker that Consul's UI writes: the prefix as a key."""
@@ -250,6 +256,7 @@ class KVTree:
                 raise
             self._records.cache.stored(record)
         self._times.touch(spot.prefix)
+        self._value_comes(spot.prefix, False)
         self._left(spot.parent, empty=False)
 
     def remove_directory(self, path: str) -> None:
@@ -329,6 +336,18 @@ class KVTree:
         more = listing is not None and (listing.files or listing.directories or listing.marker)
         if empty and prefix != self.root and not more:
             self._stays(prefix)
+
+    def _value_comes(self, prefix: str, first: bool) -> None:
+        """A name "foo%value" is made (or, not `first`, has its directory, or is gone)."""
+        with self._lock:
+            if first:
+                self._value_only[prefix] = True
+            else:
+                self._value_only.pop(prefix, None)
+
+    def _is_value_only(self, prefix: str) -> bool:
+        with self._lock:
+            return prefix in self._value_only
 
     def _stays(self, prefix: str) -> None:
         with self._lock:
