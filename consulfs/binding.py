@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import stat
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -34,6 +35,9 @@ MAX_THREADS = 2000
 IDLE_THREADS = 20
 """Threads that are kept between operations. (Said because libfuse 3.14 complains of its own default.)"""
 
+LOOP_ENDED = 8
+"""What fuse_main returns when a signal has ended its loop (libfuse, lib/helper.c): a clean end."""
+
 UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
 NOW = -1
 
@@ -46,6 +50,10 @@ EXPECTED = frozenset(
 _fuse = mfusepy._libfuse
 _fuse.fuse_interrupted.restype = ctypes.c_int
 
+_thread = threading.local()
+
+WITHOUT_REQUEST = ("init_fuse_3", "destroy")
+
 OPERATIONS = (
     "getattr readdir opendir releasedir statfs chmod chown utimens mkdir rmdir unlink rename mknod link symlink"
     " open create read write truncate flush fsync release destroy getxattr listxattr setxattr removexattr init"
@@ -53,8 +61,12 @@ OPERATIONS = (
 
 
 def interrupted() -> bool:
-    """Whether the program whose operation this thread serves was interrupted."""
-    return bool(_fuse.fuse_interrupted())
+    """Whether the program whose operation this thread serves was interrupted.
+
+    libfuse looks into the thread's request without asking whether there is one: outside an operation, in `init`
+    and in `destroy` it would crash (measured on 3.14).
+    """
+    return getattr(_thread, "in_request", False) and bool(_fuse.fuse_interrupted())
 
 
 def require_libfuse3() -> None:
@@ -76,7 +88,11 @@ def serve(
         options = {"max_threads": MAX_THREADS, "max_idle_threads": IDLE_THREADS, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        _Session(_Names(), filesystem, on_ready, mountpoint, options)
+        try:
+            _Session(_Names(), filesystem, on_ready, mountpoint, options)
+        except RuntimeError as error:
+            if error.args != (LOOP_ENDED,):
+                raise
 
 
 class _Names:
@@ -125,6 +141,7 @@ class _Session(mfusepy.FUSE):
     def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         """Every callback runs through here: exceptions become errnos, and the log says what an errno cannot."""
         try:
+            _thread.in_request = func.__name__ not in WITHOUT_REQUEST
             self._fs.begin()
             return func(*args, **kwargs) or 0
         except Exception as error:
@@ -135,6 +152,8 @@ class _Session(mfusepy.FUSE):
                 known = code not in (errno.EIO,) or isinstance(error, OSError)
                 log.warning("%s %r: %s: %s", name, _name(path), os.strerror(code), error, exc_info=not known)
             return -code
+        finally:
+            _thread.in_request = False
 
     # -- life ------------------------------------------------------------------------------------------------
 
