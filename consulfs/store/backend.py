@@ -118,6 +118,21 @@ class Backend:
         """
         return self._write(lambda left: self._consul.txn.execute(operations, body, timeout=left))
 
+    def settle(self, operations: Sequence[Operation], applied: Callable[[], bool]) -> None:
+        """Apply all or none, and be certain of it.
+
+        :param applied: looks whether it was done, asked after an answer that never came
+        """
+        while True:
+            try:
+                self.transaction(operations)
+                return
+            except Uncertain as error:
+                log.debug("looking whether it was applied: %s", error)
+                if applied():
+                    return
+                self._patience.sleep(0.05)
+
     def remove(self, key: str) -> None:
         """Delete a key; one that is not there is deleted already."""
         self._read(lambda left: self._consul.kv.remove(key, timeout=left))

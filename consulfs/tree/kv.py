@@ -23,7 +23,7 @@ from cachetools import LRUCache
 from consulfs import names
 from consulfs.consulate import Forbidden, Record, StaleIndex
 from consulfs.consulate.api.txn import operation
-from consulfs.store.backend import Backend, Uncertain
+from consulfs.store.backend import Backend
 from consulfs.store.cache import above
 from consulfs.store.moves import Moves
 from consulfs.store.nodes import Node, OpenFiles
@@ -243,18 +243,13 @@ class KVTree:
         if spot.value:
             raise OSError(errno.EINVAL, "this name is that of a directory's value")
         self.check_writable(spot.prefix)
+        marker = [operation("check-not-exists", spot.prefix), operation("set", spot.prefix, b"")]
         try:
-            check = operation("check-not-exists", spot.prefix)
-            entries = self._backend.transaction([check, operation("set", spot.prefix, b"")])
-            self._records.cache.stored(Record.of(entries[-1], b""))
+            self._backend.settle(marker, lambda: self._records.fresh(spot.prefix) is not None)
         except StaleIndex as error:
             self._records.cache.forget(spot.prefix)
             raise OSError(errno.EEXIST, "made by another host") from error
-        except Uncertain:
-            record = self._records.fresh(spot.prefix)
-            if record is None:
-                raise
-            self._records.cache.stored(record)
+        self._records.cache.stored(Record(spot.prefix, b""))
         self._times.touch(spot.prefix)
         self._value_comes(spot.prefix, False)
         self._left(spot.parent, empty=False)
@@ -320,7 +315,8 @@ class KVTree:
             raise OSError(errno.ENOTEMPTY, "its own key has a value or flags: see %empty in it")
         self.check_writable(prefix)
         if marker is not None:
-            self._backend.transaction([operation("delete-cas", prefix, index=marker.modify_index)])
+            delete = operation("delete-cas", prefix, index=marker.modify_index)
+            self._backend.settle([delete], lambda: self._records.fresh(prefix) is None)
             self._records.cache.removed(prefix)
 
     def _place(self, path: str) -> Spot:

@@ -1,4 +1,4 @@
-"""A real `consul agent -dev` with its own ports."""
+"""A real Consul agent with its own ports: in memory, or with a folder that outlives a restart."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def free_ports(count: int) -> list[int]:
 class Agent:
     """Started on entry, ended on exit, its folder removed."""
 
-    def __init__(self, config: dict | None = None, port: int = 0, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(self, config: dict | None = None, keeps_data: bool = False) -> None:
         self.config = config or {}
-        self.arguments = arguments
+        self.keeps_data = keeps_data
         http, self.serf, self.wan, self.server = free_ports(4)
-        self.port = port or http
+        self.port = http
         self.process: subprocess.Popen | None = None
         self.folder = ""
 
@@ -68,12 +68,13 @@ class Agent:
     def start(self) -> None:
         config = Path(self.folder, "config.json")
         config.write_text(json.dumps(self.config))
+        kept = ["-server", "-bootstrap-expect", "1", "-data-dir", self.folder + "/data"]
         self.process = subprocess.Popen(
             [
-                consul_command(), "agent", "-dev", "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1",
+                consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]), "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1",
                 "-http-port", str(self.port), "-dns-port", "-1", "-grpc-port", "-1", "-log-level", "warn",
                 "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan), "-server-port", str(self.server),
-                "-config-file", str(config), *self.arguments,
+                "-config-file", str(config),
             ],
             stdin=subprocess.DEVNULL,
             stdout=open(Path(self.folder, "log"), "ab"),
