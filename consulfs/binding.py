@@ -22,7 +22,7 @@ from consulfs.errors import errno_of
 if ctypes.util.find_library("fuse3"):
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy takes libfuse 2 where both are installed
 
-import mfusepy
+import mfusepy  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from consulfs.filesystem import Filesystem
@@ -75,9 +75,7 @@ def require_libfuse3() -> None:
         raise OSError(errno.ENOSYS, "libfuse 3 is needed (Debian: apt-get install fuse3)")
 
 
-def serve(
-    filesystem: Filesystem, mountpoint: str, options: dict[str, Any], on_ready: Callable[[], None]
-) -> None:
+def serve(filesystem: Filesystem, mountpoint: str, options: dict[str, Any], on_ready: Callable[[], None]) -> None:
     """Mount and serve until the mount ends.
 
     :param options: for mount(8) and libfuse, such as {"ro": True, "fsname": "consulfs"}
@@ -121,7 +119,7 @@ def _handle(info: Any) -> Optional[int]:
     return int(info.contents.fh) if info else None
 
 
-class _Session(mfusepy.FUSE):
+class _Session(mfusepy.FUSE):  # type: ignore[misc]
     """libfuse's callbacks. Each takes C values, calls one method, and gives C values back."""
 
     def __init__(
@@ -178,7 +176,11 @@ class _Session(mfusepy.FUSE):
         out.st_ino, out.st_mode, out.st_nlink = found.inode, found.mode, found.links
         out.st_size, out.st_uid, out.st_gid = found.size, found.uid, found.gid
         out.st_blksize, out.st_blocks = 4096, (found.size + 511) // 512
-        for field, value in (("st_mtimespec", found.mtime), ("st_ctimespec", found.ctime), ("st_atimespec", found.mtime)):
+        for field, value in (
+            ("st_mtimespec", found.mtime),
+            ("st_ctimespec", found.ctime),
+            ("st_atimespec", found.mtime),
+        ):
             timespec = getattr(out, field)
             timespec.tv_sec, timespec.tv_nsec = divmod(value, 10**9)
 
@@ -191,9 +193,7 @@ class _Session(mfusepy.FUSE):
     def releasedir(self, path: Optional[bytes], info: Any) -> None:
         self._directories.pop(int(info.contents.fh), None)
 
-    def readdir_fuse_3(
-        self, path: Optional[bytes], buffer: Any, fill: Any, offset: int, info: Any, flags: int
-    ) -> None:
+    def readdir_fuse_3(self, path: Optional[bytes], buffer: Any, fill: Any, offset: int, info: Any, flags: int) -> None:
         entry = mfusepy.c_stat()
         entry.st_mode = stat.S_IFDIR
         for name in (b".", b".."):

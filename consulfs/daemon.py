@@ -144,9 +144,7 @@ def build(prefix: str, backend: Backend, patience: Patience, options: Options) -
     uid = os.getuid() if options["uid"] is None else options["uid"]
     gid = os.getgid() if options["gid"] is None else options["gid"]
     owner = Owner(uid, gid, options["umask"])
-    return Filesystem(
-        tree, files, times, inodes, patience, owner, options["ro"], options["exclusive"] == "close"
-    )
+    return Filesystem(tree, files, times, inodes, patience, owner, options["ro"], options["exclusive"] == "close")
 
 
 def mount_options(source: Source, options: Options) -> dict[str, Any]:

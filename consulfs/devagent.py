@@ -1,4 +1,4 @@
-"""A private Consul for trying things out: `consul agent -dev` for the life of a mount. It keeps everything in memory."""
+"""A private Consul for trying things out: `consul agent -dev`, all in memory, for the life of a mount."""
 
 from __future__ import annotations
 

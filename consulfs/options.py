@@ -105,12 +105,19 @@ OPTIONS = (
         "TOKEN",
         "CONSUL_HTTP_TOKEN",
     ),
-    Option("auth", "USER:PASSWORD for HTTP basic authentication; better by its variable", str, None, "AUTH", "CONSUL_HTTP_AUTH"),
+    Option("auth", "USER:PASSWORD for HTTP; better by its variable", str, None, "AUTH", "CONSUL_HTTP_AUTH"),
     Option("cacert", "a file with the certificates to trust", _path, None, "FILE", "CONSUL_CACERT"),
     Option("capath", "a folder with the certificates to trust", _path, None, "DIR", "CONSUL_CAPATH"),
     Option("client_cert", "this client's certificate", _path, None, "FILE", "CONSUL_CLIENT_CERT"),
     Option("client_key", "this client's key", _path, None, "FILE", "CONSUL_CLIENT_KEY"),
-    Option("tls_server_name", "the name that the server's certificate must bear", str, None, "NAME", "CONSUL_TLS_SERVER_NAME"),
+    Option(
+        "tls_server_name",
+        "the name that the server's certificate must bear",
+        str,
+        None,
+        "NAME",
+        "CONSUL_TLS_SERVER_NAME",
+    ),
     Option("verify", "whether to check the server's certificate", _verify, True, "yes|no", "CONSUL_HTTP_SSL_VERIFY"),
     Option("allow_other", "let other users in, as far as uid, gid and umask allow"),
     Option("uid", "the owner that files show (default: who mounts)", _number, None, "UID"),
@@ -119,9 +126,11 @@ OPTIONS = (
     Option("dev_agent", "start a private `consul agent -dev` for the life of the mount (--dev)"),
     Option("dev_port", "the HTTP port of that agent (default: any free one)", _number, 0, "PORT"),
     Option("consul", "the consul command for dev_agent", str, "consul", "COMMAND"),
-    Option("log_level", "error, warning, info or debug", _one_of("error", "warning", "info", "debug"), "warning", "LEVEL"),
+    Option(
+        "log_level", "error, warning, info or debug", _one_of("error", "warning", "info", "debug"), "warning", "LEVEL"
+    ),
     Option("log_file", "where the daemon writes its log (default: syslog)", _path, None, "FILE"),
-)  # fmt: skip
+)
 
 BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -235,5 +244,8 @@ def _shown(option: Option, default: Any) -> str:
 def markdown_table() -> str:
     """The README's table."""
     rows = ["| option | meaning |", "|---|---|"]
-    rows += [f"| `{option.usage}` | {describe(option)} |".replace("yes|no", "yes\\|no").replace("open|close", "open\\|close") for option in OPTIONS]
+    rows += [
+        f"| `{option.usage}` | {describe(option)} |".replace("yes|no", "yes\\|no").replace("open|close", "open\\|close")
+        for option in OPTIONS
+    ]
     return "\n".join(rows)

@@ -36,7 +36,9 @@ def admin(guarded):
 
 @pytest.fixture
 def token_file(admin, tmp_path):
-    assert admin("PUT", "acl/policy", json.dumps({"Name": f"p{os.urandom(4).hex()}", "Rules": RULES}).encode())[0] == 200
+    assert (
+        admin("PUT", "acl/policy", json.dumps({"Name": f"p{os.urandom(4).hex()}", "Rules": RULES}).encode())[0] == 200
+    )
     policy = json.loads(admin("GET", "acl/policies")[1])[-1]
     policy = next(each for each in json.loads(admin("GET", "acl/policies")[1]) if each["Name"].startswith("p"))
     token = json.loads(admin("PUT", "acl/token", json.dumps({"Policies": [{"ID": policy["ID"]}]}).encode())[1])
@@ -79,11 +81,11 @@ def test_what_is_allowed_works(limited, admin):
     ],
 )
 def test_what_is_not_allowed_is_refused(limited, admin, script):
-    before = {key: admin.record(key) for key in admin.keys()}
+    before = {key: admin.record(key) for key in list(admin.keys())}
     done = limited.sh(script)
     assert done.returncode != 0
     assert "Permission denied" in done.stderr
-    assert {key: admin.record(key) for key in admin.keys()} == before
+    assert {key: admin.record(key) for key in list(admin.keys())} == before
 
 
 def test_hidden_keys_are_not_listed_and_the_rest_is(limited):
@@ -116,9 +118,9 @@ def test_without_a_right_to_list(limited):
 
 
 def test_an_unknown_token(guarded, admin, tmp_path):
+    mount = Mount(guarded.address, "token=99999999-2222-3333-4444-555555555555")
     with pytest.raises(RuntimeError, match="does not know this token"):
-        with Mount(guarded.address, "token=99999999-2222-3333-4444-555555555555"):
-            pass
+        mount.__enter__()
 
 
 def test_the_token_is_shown_nowhere(guarded, admin, token_file):

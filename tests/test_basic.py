@@ -54,14 +54,14 @@ def test_an_emptied_directory_stays_until_it_is_removed(mnt, curl):
     assert mnt.sh("ls a").returncode != 0
 
 
-def test_ls_find_grep_du_diff(mnt, curl):
+def test_ls_find_grep_du_diff(mnt, curl, tmp_path):
     for number in range(100):
         curl.put(f"d/{number % 7}/k{number}", b"value %d\n" % number)
     assert len(mnt.ok("ls -lR d").splitlines()) > 100
     assert len(mnt.ok("find d -type f -size -2").splitlines()) == 100
     assert mnt.ok("grep -rl 'value 42$' d") == "d/0/k42\n"
     assert int(mnt.ok("du -s --apparent-size -B1 d").split()[0]) == sum(len(f"value {n}\n") for n in range(100))
-    mnt.ok("cp -r d /tmp/consulfs-diff-$$ && diff -r d /tmp/consulfs-diff-$$; status=$?; rm -r /tmp/consulfs-diff-$$; exit $status")
+    mnt.ok(f"cp -r d {tmp_path}/copy; diff -r d {tmp_path}/copy")
 
 
 def test_parts_of_a_value(mnt, curl):

@@ -41,7 +41,7 @@ def test_an_empty_key(counted, proxy, curl):
 
 
 def test_an_emptied_key_is_empty_when_the_command_returns(counted, curl):
-    for number in range(20):
+    for _ in range(20):
         curl.put("f", b"full")
         counted.ok(": > f")
         assert curl.get("f") == b""
@@ -65,7 +65,7 @@ def test_cat(counted, proxy, curl):
 
 def test_ls_l_of_1000_keys(counted, proxy, curl):
     for start in range(0, 1000, 50):
-        operations = [{"Verb": "set", "Key": f"d/k{number}", "Value": "eA=="} for number in range(start, start + 50)]
+        operations = [{"Verb": "set", "Key": f"d/k{start + number}", "Value": "eA=="} for number in range(50)]
         assert curl.txn(*operations) is not None
     counted.ok("true")
     with proxy.counting() as count:
@@ -119,7 +119,9 @@ def test_a_watcher_never_sees_it_empty(mnt, agent, curl):
             url = f"{agent.url}/kv/f?raw&wait=2s&index={index}"
             done = subprocess.run(["curl", "-s", "-D", "-", url], capture_output=True, timeout=30)
             head, _, body = done.stdout.partition(b"\r\n\r\n")
-            index = int(next(line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"x-consul-index")))
+            index = int(
+                next(line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"x-consul-index"))
+            )
             seen.append(body)
 
     watcher = threading.Thread(target=watch)

@@ -36,7 +36,7 @@ def test_flags_survive(mnt, curl, way):
 
 def test_getfattr_and_setfattr(mnt, curl):
     curl.put("f", b"value", flags=7)
-    assert "user.consul.flags=\"7\"" in mnt.ok("getfattr -d f")
+    assert 'user.consul.flags="7"' in mnt.ok("getfattr -d f")
     mnt.ok(f"setfattr -n {FLAGS} -v 18446744073709551615 f")
     assert (curl.get("f"), curl.flags("f")) == (b"value", 2**64 - 1)
     mnt.ok(f"setfattr -x {FLAGS} f")
@@ -92,7 +92,12 @@ def test_what_cannot_be_set(mnt, curl):
 
 
 @pytest.mark.parametrize(
-    "copy", ["cp -a s/. d/", "rsync -aX s/ d/", "(cd s; tar c --xattrs --xattrs-include='user.*' .) | (cd d; tar x --xattrs --xattrs-include='user.*')"]
+    "copy",
+    [
+        "cp -a s/. d/",
+        "rsync -aX s/ d/",
+        "(cd s; tar c --xattrs --xattrs-include='user.*' .) | (cd d; tar x --xattrs --xattrs-include='user.*')",
+    ],
 )
 def test_copies_between_directories_keep_flags(mnt, curl, copy):
     curl.put("s/one", b"1", flags=11)

@@ -97,10 +97,13 @@ def test_copies_of_both_kinds(mnt, curl, tmp_path):
     wanted = {"s/foo": b"own", "s/foo/bar": b"below", "s/foo/bar/baz": b"deep", "s/a//b": b"odd", "s/e/": b"marker"}
     for key, value in wanted.items():
         curl.put(key, value)
-    mnt.ok(f"cp -r s {tmp_path}/s && cp -r {tmp_path}/s t && rsync -a {tmp_path}/s/ u/ && (cd {tmp_path}; tar c s) | (mkdir v; cd v; tar x)")
+    mnt.ok(
+        f"cp -r s {tmp_path}/s && cp -r {tmp_path}/s t && rsync -a {tmp_path}/s/ u/"
+        f" && (cd {tmp_path}; tar c s) | (mkdir v; cd v; tar x)"
+    )
     tree = {key: value for key, value in curl.tree().items() if value}
     for prefix in ("s/", "t/", "u/", "v/s/"):
-        below = {key[len(prefix):]: value for key, value in tree.items() if key.startswith(prefix)}
+        below = {key[len(prefix) :]: value for key, value in tree.items() if key.startswith(prefix)}
         assert below == {key[2:]: value for key, value in wanted.items()}, prefix
 
 

@@ -166,7 +166,9 @@ class Comparison(RuleBasedStateMachine):
             self.both(content)
             prefix = self.folder.name + "/"
             stored = {key[len(prefix) :]: value for key, value in self.curl.tree().items() if not key.endswith("/")}
-            local = {path.replace("ü%2E", "ü%2E"): value for path, value in content(self.local).items() if value is not None}
+            local = {
+                path.replace("ü%2E", "ü%2E"): value for path, value in content(self.local).items() if value is not None
+            }
             assert stored == local
         finally:
             shutil.rmtree(self.local)

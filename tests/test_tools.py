@@ -24,7 +24,11 @@ def make_tree(folder):
 
 
 def below(curl, prefix):
-    return {key[len(prefix) :]: value for key, value in curl.tree().items() if key.startswith(prefix) and not key.endswith("/")}
+    return {
+        key[len(prefix) :]: value
+        for key, value in curl.tree().items()
+        if key.startswith(prefix) and not key.endswith("/")
+    }
 
 
 def test_cp_a(mnt, curl, tmp_path):
@@ -49,13 +53,18 @@ def test_tar_both_ways(mnt, curl, tmp_path, compress):
     wanted = make_tree(tmp_path / "in")
     mnt.ok(f"mkdir t; (cd {tmp_path}/in; tar c{compress} .) | (cd t; tar x{compress})")
     assert below(curl, "t/") == wanted
-    mnt.ok(f"mkdir {tmp_path}/out; (cd t; tar c{compress} .) | (cd {tmp_path}/out; tar x{compress}); diff -r {tmp_path}/in {tmp_path}/out")
+    mnt.ok(
+        f"mkdir {tmp_path}/out; (cd t; tar c{compress} .) | (cd {tmp_path}/out; tar x{compress});"
+        f" diff -r {tmp_path}/in {tmp_path}/out"
+    )
 
 
 def test_git(mnt, curl, tmp_path):
     identity = "git config user.name t; git config user.email t@t.invalid"
     mnt.ok(
-        "git init -q r; cd r; " + identity + "; echo one > a; mkdir d; echo two > d/b; git add -A; git commit -qm first;"
+        "git init -q r; cd r; "
+        + identity
+        + "; echo one > a; mkdir d; echo two > d/b; git add -A; git commit -qm first;"
         " echo three >> a; git commit -qam second; git gc -q; git fsck --strict; git status --porcelain"
     )
     assert mnt.ok("cd r; git status --porcelain; git log --oneline | wc -l").strip() == "2"

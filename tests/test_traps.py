@@ -293,9 +293,16 @@ def test_a_waiting_close_is_ended_at_once_and_nothing_is_lost(curl):
 
     with Agent() as own, Mount(own.address, "timeout=60") as mount:
         own_curl = type(curl)(own.url)
-        script = "import sys; f = open('f', 'w'); f.write('text'); f.flush(); print('open', flush=True); sys.stdin.read(1); f.close()"
+        script = (
+            "import sys; f = open('f', 'w'); f.write('text'); f.flush();"
+            " print('open', flush=True); sys.stdin.read(1); f.close()"
+        )
         writer = subprocess.Popen(
-            ["python3", "-c", script], cwd=mount.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ["python3", "-c", script],
+            cwd=mount.path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         assert writer.stdout.readline() == b"open\n"
         own.freeze()

@@ -39,10 +39,12 @@ def at_once(*calls):
 
 
 def test_appends_from_both_are_all_there(two, curl):
-    at_once(*[
-        lambda mount=mount, name=name: mount.ok(f"for n in $(seq 200); do echo {name}$n >> log || exit 1; done")
-        for mount, name in zip(two, "ab")
-    ])
+    at_once(
+        *[
+            lambda mount=mount, name=name: mount.ok(f"for n in $(seq 200); do echo {name}$n >> log || exit 1; done")
+            for mount, name in zip(two, "ab")
+        ]
+    )
     lines = curl.get("log").split()
     assert len(lines) == 400
     assert set(lines) == {b"%c%d" % (name, n) for name in b"ab" for n in range(1, 201)}
@@ -108,7 +110,9 @@ def test_overwrites_keep_the_flags_that_curl_sets(mnt, curl):
     def elsewhere():
         for number in range(1, 21):
             record = curl.record("f")
-            curl.txn({"Verb": "cas", "Key": "f", "Value": record["Value"], "Flags": number, "Index": record["ModifyIndex"]})
+            curl.txn(
+                {"Verb": "cas", "Key": "f", "Value": record["Value"], "Flags": number, "Index": record["ModifyIndex"]}
+            )
 
     at_once(overwrite, elsewhere)
     flags = curl.flags("f")

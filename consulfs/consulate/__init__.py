@@ -1,9 +1,9 @@
 """A client for Consul with the API of the consulate library.
 
-    from consulfs import consulate
+from consulfs import consulate
 
-    consul = consulate.Consul()
-    consul.kv["release_flag"] = True
+consul = consulate.Consul()
+consul.kv["release_flag"] = True
 """
 
 from consulfs.consulate import adapters, api, exceptions

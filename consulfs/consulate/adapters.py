@@ -18,7 +18,7 @@ import requests.adapters
 import urllib3
 from urllib3 import connection, exceptions
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.util.ssl_ import create_urllib3_context
+from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 
 from consulfs.consulate import _sockets
 from consulfs.consulate.exceptions import AnswerTimeout, ConnectFailed, RequestError
@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 100
 """At most so many requests of one client at once: a Consul agent admits 200 connections an address."""
 
 Verify = Union[bool, str]
-Cert = Union[None, str, tuple[str, str]]
+Cert = Union[str, tuple[str, str], None]
 
 
 class Response:
@@ -101,10 +101,10 @@ class Request:
     def get(self, uri: str, timeout: Optional[float] = None, **kwargs: Any) -> Response:
         return self.request("GET", uri, timeout=timeout, **kwargs)
 
-    def put(self, uri: str, data: Union[None, str, bytes] = None, **kwargs: Any) -> Response:
+    def put(self, uri: str, data: Union[str, bytes, None] = None, **kwargs: Any) -> Response:
         return self.request("PUT", uri, data=data, **kwargs)
 
-    def post(self, uri: str, data: Union[None, str, bytes] = None, **kwargs: Any) -> Response:
+    def post(self, uri: str, data: Union[str, bytes, None] = None, **kwargs: Any) -> Response:
         return self.request("POST", uri, data=data, **kwargs)
 
     def delete(self, uri: str, **kwargs: Any) -> Response:
@@ -114,7 +114,7 @@ class Request:
         self,
         method: str,
         uri: str,
-        data: Union[None, str, bytes] = None,
+        data: Union[str, bytes, None] = None,
         headers: Optional[Mapping[str, str]] = None,
         timeout: Optional[float] = None,
     ) -> Response:
@@ -175,20 +175,21 @@ class Request:
         settings = self._session.merge_environment_settings(base, {}, None, self._verify, self._cert)
         adapter = requests.adapters.HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)
         request = requests.Request("GET", base).prepare()
-        pool = adapter.get_connection_with_tls_context(
+        # The stubs of requests know neither of the two as they are.
+        pool: Any = adapter.get_connection_with_tls_context(
             request, settings["verify"], proxies=settings["proxies"], cert=settings["cert"]
         )
-        adapter.cert_verify(pool, base, settings["verify"], settings["cert"])
+        adapter.cert_verify(pool, base, settings["verify"], settings["cert"])  # type: ignore[no-untyped-call]
         if self._server_hostname:
             pool.conn_kw["server_hostname"] = self._server_hostname
-            pool.conn_kw["assert_hostname"] = self._server_hostname
+            pool.assert_hostname = self._server_hostname
         self._make_patient(pool)
         through_proxy = pool.proxy is not None and base.startswith("http:")
         return pool, base if through_proxy else ""
 
     def _make_patient(self, pool: HTTPConnectionPool) -> None:
         kind = _TLSConnection if pool.scheme == "https" else _Connection
-        pool.ConnectionCls = type(kind.__name__, (kind,), {"owner": self})  # type: ignore[assignment]
+        pool.ConnectionCls = type(kind.__name__, (kind,), {"owner": self})
 
 
 class UnixSocketRequest(Request):
@@ -198,7 +199,7 @@ class UnixSocketRequest(Request):
         path = unquote(urlsplit(base).netloc)
         pool = HTTPConnectionPool("localhost", maxsize=MAX_CONNECTIONS)
         attributes = {"owner": self, "path": path}
-        pool.ConnectionCls = type("_UnixConnection", (_UnixConnection,), attributes)  # type: ignore[assignment]
+        pool.ConnectionCls = type("_UnixConnection", (_UnixConnection,), attributes)
         return pool, ""
 
 
@@ -220,7 +221,7 @@ class _Connection(connection.HTTPConnection):
 class _TLSConnection(_Connection, connection.HTTPSConnection):
     def connect(self) -> None:
         if self.ssl_context is None:
-            self.ssl_context = create_urllib3_context(cert_reqs=self.cert_reqs)  # type: ignore[arg-type]
+            self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
         # An instance attribute of the context, meant for this: docs.python.org, ssl.SSLContext.sslsocket_class.
         attributes = {"on_wait": self.owner.on_wait}
         patient = type("PatientTLSSocket", (_sockets.PatientTLSSocket,), attributes)
@@ -247,6 +248,8 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _translate(error: Exception, base: str) -> RequestError:
     reason = getattr(error, "reason", None) or error
+    if isinstance(error, exceptions.NewConnectionError) and isinstance(error.__cause__, OSError):
+        reason = error.__cause__.strerror or error.__cause__
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
         return ConnectFailed(f"cannot connect to {base}: {reason}")
     if isinstance(error, exceptions.SSLError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 from urllib.parse import quote
 
 from consulfs.consulate import adapters, api
@@ -32,17 +32,16 @@ class Consul:
         datacenter: Optional[str] = None,
         token: Optional[str] = None,
         scheme: str = "http",
-        adapter: Optional[Callable[..., adapters.Request]] = None,
+        adapter: Union[Callable[..., adapters.Request], adapters.Request, None] = None,
         verify: adapters.Verify = True,
         cert: adapters.Cert = None,
         timeout: Optional[float] = None,
     ) -> None:
         self._base = _base_uri(scheme, host, port)
-        if isinstance(adapter, adapters.Request):
-            self._adapter = adapter
-        else:
+        if not isinstance(adapter, adapters.Request):
             default = adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request
-            self._adapter = (adapter or default)(timeout=timeout, verify=verify, cert=cert)
+            adapter = (adapter or default)(timeout=timeout, verify=verify, cert=cert)
+        self._adapter = adapter
         common = (self._base, self._adapter, datacenter, token)
         self._acl = api.ACL(*common)
         self._agent = api.Agent(*common)

@@ -71,9 +71,7 @@ class TransactionFailed(ClientError):
     :ivar errors: (index of the operation, Consul's words) for each operation that failed
     """
 
-    def __init__(
-        self, message: str = "", status: Optional[int] = 409, errors: Sequence[tuple[int, str]] = ()
-    ) -> None:
+    def __init__(self, message: str = "", status: Optional[int] = 409, errors: Sequence[tuple[int, str]] = ()) -> None:
         super().__init__(message, status)
         self.errors = tuple(errors)
 

@@ -1,9 +1,9 @@
 """The talk with Consul: retries within the operation's time, what is uncertain said so, and who may write what.
 
-    reads           repeated until they succeed or the time is over
-    deletes         the same: deleting twice is deleting
-    other writes    repeated while it is certain that nothing was applied; after that `Uncertain`, and the caller
-                    reads back before it says that the write failed
+reads           repeated until they succeed or the time is over
+deletes         the same: deleting twice is deleting
+other writes    repeated while it is certain that nothing was applied; after that `Uncertain`, and the caller
+                reads back before it says that the write failed
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Backend:
         """
         self._patience.begin()
         try:
-            config: dict[str, Any] = self._read(lambda left: self._consul.agent.self(timeout=left)).get("DebugConfig", {})
+            config: dict[str, Any] = self._read(lambda left: self._consul.agent.self(timeout=left)).get(
+                "DebugConfig", {}
+            )
             self.value_limit = int(config.get("KVMaxValueSize") or self.value_limit)
             self.txn_limit = int(config.get("TxnMaxReqLen") or self.txn_limit)
         except Forbidden:

@@ -170,9 +170,10 @@ class Cache:
         """What is known of anything below a prefix may no longer be true."""
         with self._lock:
             self._changes(prefix)
-            for known in (self._records, self._listings):
-                for key in [key for key in known if key.startswith(prefix)]:
-                    known.pop(key, None)  # type: ignore[attr-defined]
+            for key in [key for key in self._records if key.startswith(prefix)]:
+                self._records.pop(key, None)
+            for key in [key for key in self._listings if key.startswith(prefix)]:
+                self._listings.pop(key, None)
             self._listings.pop(above(prefix)[0], None)
 
     def _keep(self, key: str, known: Known) -> None:
@@ -206,4 +207,3 @@ class Cache:
 
     def _is_current(self, key: str, ticket: int) -> bool:
         return ticket >= self._changed_before and self._changed.get(key, 0) <= ticket
-

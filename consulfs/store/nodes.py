@@ -120,7 +120,8 @@ class Node:
         """A newer record was read, and nothing is unsaved: go on from there."""
         if self.dirty or self.in_flight or self.gone:
             return
-        old, new = self.base and self.base.modify_index, record.modify_index
+        old = self.base.modify_index if self.base is not None else None
+        new = record.modify_index
         if self.base is None or (new is not None and (old is None or new > old)):
             if self.base is None or self.base.value != record.value:
                 self.content = bytearray(record.value)
@@ -200,7 +201,9 @@ class OpenFiles:
             raise OSError(errno.EBADF, "no such handle")
         return handle
 
-    def _attach(self, key: str, base: Optional[Record], creation: Optional[Creation], flags: int, opener: int) -> Handle:
+    def _attach(
+        self, key: str, base: Optional[Record], creation: Optional[Creation], flags: int, opener: int
+    ) -> Handle:
         """A new handle on the key's node, which is made where there is none."""
         number = next(self._numbers)
         if creation is not None:

@@ -106,5 +106,3 @@ class Records:
         size = sum(len(record.value) for record in found.values())
         scan.batch = max(4, scan.batch // 2) if size > SCAN_BYTES else min(BATCH, scan.batch * 2)
         return found.get(key)
-
-

@@ -348,4 +348,3 @@ class KVTree:
     def _stays(self, prefix: str) -> None:
         with self._lock:
             self._empty[prefix] = True
-

@@ -10,8 +10,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
@@ -40,8 +38,9 @@ def free_ports(count: int) -> list[int]:
 class Agent:
     """Started on entry, ended on exit, its folder removed."""
 
-    def __init__(self, config: dict | None = None, keeps_data: bool = False) -> None:
+    def __init__(self, config: dict | None = None, keeps_data: bool = False, reached_by: str = "") -> None:
         self.config = config or {}
+        self.reached_by = reached_by
         self.keeps_data = keeps_data
         http, self.serf, self.wan, self.server = free_ports(4)
         self.port = http
@@ -71,8 +70,9 @@ class Agent:
         kept = ["-server", "-bootstrap-expect", "1", "-data-dir", self.folder + "/data"]
         self.process = subprocess.Popen(
             [
-                consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]), "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1",
-                "-http-port", str(self.port), "-dns-port", "-1", "-grpc-port", "-1", "-log-level", "warn",
+                consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]),
+                "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-http-port", str(self.port), "-dns-port", "-1",
+                "-grpc-port", "-1", "-log-level", "warn",
                 "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan), "-server-port", str(self.server),
                 "-config-file", str(config),
             ],
@@ -85,19 +85,20 @@ class Agent:
     def wait_ready(self) -> None:
         """Until a write commits: a leader that has not opened its store yet answers some requests."""
         deadline = time.monotonic() + 60
-        token = self.config.get("acl", {}).get("tokens", {}).get("master", "")
-        while True:
-            try:
-                request = urllib.request.Request(f"{self.url}/kv/-ready-", b"", {"X-Consul-Token": token}, method="PUT")
-                if urllib.request.urlopen(request, timeout=2).read().strip() == b"true":
-                    delete = urllib.request.Request(request.full_url, None, {"X-Consul-Token": token}, method="DELETE")
-                    urllib.request.urlopen(delete, timeout=2).read()
-                    return
-            except OSError:
-                pass
+        while not self.commits():
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(Path(self.folder, "log").read_text()[-2000:])
             time.sleep(0.1)
+
+    def commits(self) -> bool:
+        token = self.config.get("acl", {}).get("tokens", {}).get("master", "")
+        command = ["curl", "-s", "-m", "2", "-X", "PUT", "-H", f"X-Consul-Token: {token}", f"{self.url}/kv/-ready-"]
+        if self.reached_by:
+            command += ["--unix-socket", self.reached_by]
+        if subprocess.run(command, capture_output=True).stdout.strip() != b"true":
+            return False
+        command[command.index("PUT")] = "DELETE"
+        return subprocess.run(command, capture_output=True).stdout.strip() == b"true"
 
     def stop(self) -> None:
         if self.process is None:

@@ -65,7 +65,10 @@ class Mount:
         """A clean unmount; a forced one where that fails."""
         if self.process is None:
             return
-        if self.process.poll() is None and subprocess.run(["fusermount3", "-u", str(self.path)], capture_output=True).returncode:
+        if (
+            self.process.poll() is None
+            and subprocess.run(["fusermount3", "-u", str(self.path)], capture_output=True).returncode
+        ):
             subprocess.run(["fusermount3", "-uz", str(self.path)], capture_output=True)
         self.wait_end()
         if os.path.ismount(self.path) or self.is_dead():

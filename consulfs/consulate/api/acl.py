@@ -32,8 +32,6 @@ class ACL(Endpoint):
         :raises ACLDisabled: there is nothing to ask, everything is allowed
         :raises NotFound: the server is too old
         """
-        body = [
-            {"Resource": resource, "Access": access, "Segment": name} for resource, access, name in requests
-        ]
+        body = [{"Resource": resource, "Access": access, "Segment": name} for resource, access, name in requests]
         answer = self._write("internal/acl/authorize", body, method="POST")
         return [bool(each["Allow"]) for each in answer.body]

@@ -81,9 +81,7 @@ class KV(Endpoint):
     def values(self) -> list[Union[str, bytes]]:
         return [value for _, value in self.iteritems()]
 
-    def get(
-        self, item: str, default: Any = None, raw: bool = False, **query: Unpack[Query]
-    ) -> Union[str, bytes, Any]:
+    def get(self, item: str, default: Any = None, raw: bool = False, **query: Unpack[Query]) -> Union[str, bytes, Any]:
         """A key's value: str where it is UTF-8, else bytes; `default` where there is no such key."""
         record = self.read(item.lstrip("/"), **query)
         return default if record is None else decode(record.value)
@@ -97,9 +95,7 @@ class KV(Endpoint):
             return self.names(prefix, separator, **query)
         return {record.key: decode(record.value) for record in self.tree(prefix, **query)}
 
-    def records(
-        self, key: Optional[str] = None, **query: Unpack[Query]
-    ) -> list[tuple[str, int, Union[str, bytes]]]:
+    def records(self, key: Optional[str] = None, **query: Unpack[Query]) -> list[tuple[str, int, Union[str, bytes]]]:
         """(key, flags, value) of every key, or of those below a prefix."""
         return [(each.key, each.flags, decode(each.value)) for each in self.tree(key or "", **query)]
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from consulfs.consulate.models import Query
 
 
+Sessions = list[dict[str, Any]]  # named here, since `list` is a method of the class
+
+
 class Session(Endpoint):
     """Create, renew, destroy and look at sessions."""
 
@@ -22,8 +25,8 @@ class Session(Endpoint):
         name: Optional[str] = None,
         behavior: str = "release",
         node: Optional[str] = None,
-        delay: Union[None, str, int] = None,
-        ttl: Union[None, str, int] = None,
+        delay: Union[str, int, None] = None,
+        ttl: Union[str, int, None] = None,
         checks: Optional[Sequence[str]] = None,
     ) -> str:
         """A new session's ID.
@@ -52,11 +55,11 @@ class Session(Endpoint):
         found: list[dict[str, Any]] = self._read(f"session/info/{segment(session_id)}", **query).body or []
         return found[0] if found else None
 
-    def list(self, **query: Unpack[Query]) -> "builtins.list[dict[str, Any]]":
+    def list(self, **query: Unpack[Query]) -> Sessions:
         """The active sessions of the datacenter."""
         return list(self._read("session/list", **query).body or [])
 
-    def node(self, node: str, **query: Unpack[Query]) -> "builtins.list[dict[str, Any]]":
+    def node(self, node: str, **query: Unpack[Query]) -> Sessions:
         """The active sessions of a node."""
         return list(self._read(f"session/node/{segment(node)}", **query).body or [])
 

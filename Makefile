@@ -1,0 +1,53 @@
+# Two commands do everything, and install what is missing: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+MNT ?= mnt
+DEMO_PORT ?= 8511
+
+VENV_PACKAGES = $(PYTHON)=python3 /usr/share/doc/python3-venv=python3-venv
+MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
+TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim-tiny nano=nano make=make pgrep=procps unshare=util-linux
+
+.PHONY: help demo demo-stop test lint install clean
+
+help:
+	@echo "make demo        a private Consul, mounted at ./$(MNT); make demo-stop ends it"
+	@echo "make test        the whole test-suite, on a real Consul and real mounts"
+	@echo "make lint        ruff and mypy"
+	@echo "make install     put the commands into /usr/local/bin, where mount(8) finds them"
+
+$(VENV)/.ready: setup.cfg setup.py
+	@tools/install-packages $(MOUNT_PACKAGES)
+	@tools/make-venv $(PYTHON) $(VENV)
+	$(VENV)/bin/pip install -q -e .
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	@tools/install-packages $(TEST_PACKAGES)
+	$(VENV)/bin/pip install -q -e .[test]
+	@touch $@
+
+$(VENV)/.ready-lint: $(VENV)/.ready
+	$(VENV)/bin/pip install -q -e .[test,lint]
+	@touch $@
+
+demo: $(VENV)/.ready
+	@tools/demo start $(VENV) $(MNT) $(DEMO_PORT)
+
+demo-stop:
+	@tools/demo stop $(VENV) $(MNT) $(DEMO_PORT)
+
+test: $(VENV)/.ready-test
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python -m pytest $(TESTS)
+
+lint: $(VENV)/.ready-lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+install: $(VENV)/.ready
+	ln -sf "$(CURDIR)/$(VENV)/bin/consulfs" /usr/local/bin/consulfs
+	@echo "linked /usr/local/bin/consulfs: mount -t fuse consulfs DIR works now"
+
+clean:
+	rm -rf $(VENV) .consul .demo build dist *.egg-info
