@@ -57,7 +57,11 @@ class Agent:
 
     def __enter__(self) -> Agent:
         self.folder = tempfile.mkdtemp(prefix="consulfs-agent-")
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,8 +75,8 @@ class Agent:
         self.process = subprocess.Popen(
             [
                 consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]),
-                "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-http-port", str(self.port), "-dns-port", "-1",
-                "-grpc-port", "-1", "-log-level", "warn",
+                "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1",
+                "-http-port", str(self.port), "-grpc-port", "-1", "-log-level", "warn",
                 "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan), "-server-port", str(self.server),
                 "-config-file", str(config),
             ],
