@@ -138,6 +138,7 @@ class Request:
                     headers={**self._headers, **(headers or {})},
                     retries=False,
                     redirect=False,
+                    assert_same_host=False,  # through a proxy the whole URI is asked for
                     timeout=urllib3.Timeout(connect=timeout, read=timeout),
                     preload_content=True,
                 )

@@ -1,0 +1,312 @@
+"""The client against a real Consul, checked with curl; faults come from a proxy."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.agent import Agent, free_ports
+from support.curl import Curl
+
+from consulfs import consulate
+from consulfs.consulate.models import duration, seconds
+
+
+@pytest.fixture
+def consul(agent, curl):
+    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
+        yield consul
+
+
+def test_the_constructor_is_that_of_the_reference():
+    import inspect
+
+    names = list(inspect.signature(consulate.Consul).parameters)
+    assert names == ["host", "port", "datacenter", "token", "scheme", "adapter", "verify", "cert", "timeout"]
+    assert consulate.Session is consulate.Consul
+
+
+def test_the_dict(consul, curl):
+    consul.kv["a"] = "text"
+    consul.kv["b"] = True
+    consul.kv["c"] = 128
+    consul.kv["d"] = {"x": [1]}
+    consul.kv["e"] = b"\xff\x00"
+    assert curl.tree() == {"a": b"text", "b": b"true", "c": b"128", "d": b'{"x": [1]}', "e": b"\xff\x00"}
+    assert (consul.kv["a"], consul.kv["b"], consul.kv["c"], consul.kv["e"]) == ("text", "true", "128", b"\xff\x00")
+    assert "a" in consul.kv
+    assert "z" not in consul.kv
+    assert len(consul.kv) == 5
+    assert list(consul.kv) == consul.kv.keys() == ["a", "b", "c", "d", "e"]
+    assert consul.kv.items()["a"] == "text"
+    assert isinstance(consul.kv.items(), dict)
+    assert dict(consul.kv.iteritems()) == consul.kv.items()
+    assert sorted(consul.kv.values(), key=str) == sorted(consul.kv.items().values(), key=str)
+    del consul.kv["a"]
+    assert curl.get("a") is None
+
+
+@pytest.mark.parametrize("kind", [KeyError, AttributeError])
+def test_a_missing_key(consul, kind):
+    with pytest.raises(kind):
+        consul.kv["none"]
+    assert consul.kv.get("none") is None
+    assert consul.kv.get("none", "default") == "default"
+    assert consul.kv.get_record("none") is None
+    assert consul.kv.delete("none") is True
+
+
+def test_records(consul, curl):
+    consul.kv.set_record("app/a", 5, "one")
+    assert consul.kv.set_record("app/a", 6, "two", replace=False) is False
+    assert (curl.get("app/a"), curl.flags("app/a")) == (b"one", 5)
+    consul.kv.set("app/a", "three")
+    assert (curl.get("app/a"), curl.flags("app/a")) == (b"three", 5)
+    record = consul.kv.get_record("app/a")
+    assert (record["Key"], record["Value"], record["Flags"]) == ("app/a", "three", 5)
+    assert record["ModifyIndex"] == curl.record("app/a")["ModifyIndex"]
+    assert consul.kv.records() == [("app/a", 5, "three")]
+    consul.kv["app/b/c"] = "x"
+    assert consul.kv.find("app/") == {"app/a": "three", "app/b/c": "x"}
+    assert consul.kv.find("app/", "/") == ["app/a", "app/b/"]
+    assert consul.kv.records("app/b") == [("app/b/c", 0, "x")]
+    consul.kv.delete("app/", recurse=True)
+    assert curl.keys() == []
+
+
+def test_odd_keys_are_never_redirected(consul, curl):
+    for key in ("a//b", "x/../y", "x/./y", "q?x=1", "h#x", "p%41", "s p", "new\nline", "\U0001fae8"):
+        consul.kv.set_record(key, 3, key)
+        assert curl.tree() == {key: key.encode()}
+        assert consul.kv.read(key).value == key.encode()
+        assert [record.key for record in consul.kv.tree(key[:3])] == [key]
+        assert consul.kv.names(key[:3]) == [key]
+        consul.kv.remove(key)
+        assert curl.keys() == []
+
+
+def test_two_clients_add_up(agent, curl):
+    """Writes use compare-and-set: flags that one client sets and values that another sets do not undo each other."""
+    curl.put("f", b"0")
+
+    def work(method):
+        with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
+            for number in range(1, 101):
+                method(consul.kv, number)
+
+    threads = [
+        threading.Thread(target=work, args=(lambda kv, number: kv.set("f", number),)),
+        threading.Thread(target=work, args=(lambda kv, number: kv.set_record("g", number, number),)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (curl.get("f"), curl.get("g"), curl.flags("g")) == (b"100", b"100", 100)
+
+
+def test_transactions(consul, curl):
+    from consulfs.consulate.api.txn import operation
+
+    entries = consul.txn.execute([operation("set", "a", b"1"), operation("set", "b", b"2", flags=7)])
+    assert [entry["Key"] for entry in entries] == ["a", "b"]
+    with pytest.raises(consulate.StaleIndex) as caught:
+        consul.txn.execute([operation("set", "c", b"3"), operation("cas", "a", b"x", index=1)])
+    assert caught.value.errors[0][0] == 1
+    assert curl.tree() == {"a": b"1", "b": b"2"}
+    with pytest.raises(consulate.TooLarge):
+        consul.txn.execute([operation("get", "a")] * 65)
+    with pytest.raises(consulate.TransactionFailed) as failed:
+        consul.txn.execute([operation("nonsense", "a")])
+    assert not isinstance(failed.value, consulate.StaleIndex)
+
+
+def test_a_blocking_query_wakes(consul, curl):
+    curl.put("a", b"1")
+    consul.kv.get("a")
+    index = consul.kv.meta.index
+    assert index == curl.record("a")["ModifyIndex"]
+    assert consul.kv.meta.known_leader is True
+    threading.Timer(0.3, lambda: curl.put("a", b"2")).start()
+    assert consul.kv.get("a", index=index, wait="30s") == "2"
+    assert consul.kv.meta.index > index
+    begin = time.monotonic()
+    assert consul.kv.get("a", index=consul.kv.meta.index, wait="200ms") == "2"
+    assert time.monotonic() - begin < 20  # a hang guard
+
+
+def test_the_metadata_is_each_threads_own(consul, curl):
+    curl.put("a", b"1")
+    consul.kv.get("a")
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(consul.kv.meta.index))
+    thread.start()
+    thread.join()
+    assert seen == [None]
+    assert consul.kv.meta.index is not None
+
+
+@pytest.mark.parametrize("mode", ["default", "consistent", "stale"])
+def test_consistency(agent, proxy, curl, mode):
+    curl.put("a", b"1")
+    host, port = proxy.address.split(":")
+    with consulate.Consul(host, int(port), timeout=10) as consul:
+        assert consul.kv.get("a", consistency=mode) == "1"
+        assert (mode in proxy.requests[-1].path) == (mode != "default")
+        with pytest.raises(ValueError, match="consistency"):
+            consul.kv.get("a", consistency="wrong")
+
+
+def test_sessions(consul, curl):
+    session = consul.session.create("mine", "delete", delay=1, ttl="20s")
+    found = consul.session.info(session)
+    assert (found["Name"], found["Behavior"], found["TTL"]) == ("mine", "delete", "20s")
+    assert [each["ID"] for each in consul.session.list()] == [session]
+    assert [each["ID"] for each in consul.session.node("test")] == [session]
+    assert consul.session.renew(session)["ID"] == session
+    assert consul.kv.acquire_lock("lock", session, value="held", flags=4) is True
+    assert (curl.get("lock"), curl.flags("lock")) == (b"held", 4)
+    assert consul.kv.release_lock("lock", session) is True
+    assert consul.session.destroy(session) is True
+    assert consul.session.info(session) is None
+    assert consul.session.list() == []
+    with pytest.raises(consulate.NotFound):
+        consul.session.renew(session)
+
+
+def test_status_and_agent(consul):
+    assert consul.status.leader().startswith("127.0.0.1:")
+    assert consul.status.peers() == [consul.status.leader()]
+    assert consul.agent.self()["Config"]["NodeName"] == "test"
+
+
+def test_errors(agent, curl):
+    with pytest.raises(consulate.ConnectFailed) as refused:
+        consulate.Consul("127.0.0.1", free_ports(1)[0], timeout=2).status.leader()
+    assert isinstance(refused.value, consulate.RequestError)
+    assert refused.value.__cause__ is not None
+    with Agent() as own:
+        own.freeze()
+        with pytest.raises(consulate.AnswerTimeout):
+            consulate.Consul("127.0.0.1", own.port, timeout=0.5).status.leader()
+    consul = consulate.Consul("127.0.0.1", agent.port, timeout=10)
+    with pytest.raises(consulate.ACLDisabled):
+        consul.acl.token_self()
+    with pytest.raises(consulate.TooLarge):
+        consul.kv.set("a", "x" * (512 * 1024 + 1))
+
+
+def test_forbidden_and_where_the_token_goes():
+    secret = "11111111-2222-3333-4444-666666666666"
+    config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": secret}}}
+    with Agent(config) as own:
+        from support.proxy import Proxy
+
+        with Proxy(own.port) as proxy:
+            host, port = proxy.address.split(":")
+            consul = consulate.Consul(host, int(port), token=secret, timeout=10)
+            consul.kv["a"] = "1"
+            assert secret not in repr(consul) + repr(vars(consul)) + "".join(seen.path for seen in proxy.requests)
+            stranger = consulate.Consul(host, int(port), token="00000000-2222-3333-4444-666666666666", timeout=10)
+            for call in (
+                lambda: stranger.kv["a"],
+                lambda: stranger.kv.set("a", "2"),
+                lambda: stranger.kv.delete("a"),
+                lambda: stranger.session.create(),
+            ):
+                with pytest.raises(consulate.Forbidden) as caught:
+                    call()
+                assert "00000000" not in str(caught.value)
+        assert Curl(own.url, secret).get("a") == b"1"
+
+
+def test_one_connection_serves_many_calls(agent, curl):
+    """Pooled, and the environment is asked once: counted in system calls of a real process."""
+    script = f"""
+from consulfs import consulate
+consul = consulate.Consul("127.0.0.1", {agent.port}, timeout=10)
+for _ in range(300):
+    consul.kv.get("a")
+import os
+links = [os.path.realpath("/proc/self/fd/" + name) for name in os.listdir("/proc/self/fd")]
+print(sum("socket:" in link for link in links))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def test_many_threads_share_a_client(consul, curl):
+    def work(number):
+        for step in range(20):
+            consul.kv[f"k{number}"] = step
+            assert consul.kv[f"k{number}"] == str(step)
+
+    failures = []
+
+    def guarded(number):
+        try:
+            work(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert set(curl.tree().values()) == {b"19"}
+
+
+def test_a_proxy_of_the_environment_is_used(agent, proxy, curl):
+    curl.put("a", b"1")
+    script = "from consulfs import consulate; print(consulate.Consul('consul.invalid', 8500, timeout=10).kv.get('a'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"http_proxy": f"http://{proxy.address}", "PATH": "/usr/bin:/bin"},
+    )
+    assert "http://consul.invalid:8500/v1/kv/a" in [seen.path for seen in proxy.requests], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "number"),
+    [(10, "10s", 10), ("10", "10s", 10), ("1m", "1m", 60), ("1m30s", "1m30s", 90), ("200ms", "200ms", 0.2)],
+)
+def test_durations(value, text, number):
+    assert duration(value) == text
+    assert seconds(value) == pytest.approx(number)
+
+
+@pytest.mark.parametrize("value", ["x", "1x", "s", "1m2"])
+def test_what_is_no_duration(value):
+    with pytest.raises(ValueError, match="not a duration"):
+        seconds(value)
+
+
+def test_the_consulate_command(agent, curl):
+    command = [
+        str(Path(sys.executable).with_name("consulate")),
+        "--api-host",
+        "127.0.0.1",
+        "--api-port",
+        str(agent.port),
+    ]
+
+    def run(*words):
+        return subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
+
+    assert run("kv", "set", "a", "text").returncode == 0
+    assert curl.get("a") == b"text"
+    assert run("kv", "get", "a").stdout == "text\n"
+    assert run("kv", "ls").stdout == "a\n"
+    assert run("kv", "rm", "a").returncode == 0
+    assert curl.keys() == []
+    assert run("kv", "get", "a").returncode == 1
+    assert run("--version").stdout.startswith("consulate ")
+    assert json.loads(curl("GET", "status/leader")[1])
