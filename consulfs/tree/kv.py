@@ -320,7 +320,10 @@ class KVTree:
             self._records.cache.removed(prefix)
 
     def _place(self, path: str) -> Spot:
-        spot = self.locate(path)
+        try:
+            spot = self.locate(path)
+        except FileNotFoundError as error:
+            raise OSError(errno.EINVAL, "this name is the short form of another, which is not there") from error
         if spot is None:
             raise OSError(errno.EBUSY, "the root of the mount")
         return spot
