@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from typing import Optional
 
 from consulfs.consulate import Record, StaleIndex
-from consulfs.consulate.api.kv import travels_in_url
 from consulfs.consulate.api.txn import Operation, encode, operation
 from consulfs.store import edits
 from consulfs.store.backend import BATCH, Backend, Uncertain
@@ -147,8 +146,6 @@ class Moves:
         return self._swap_large(source, new, value, flags, keep_target)
 
     def _swap_large(self, source: Optional[Record], new: str, value: bytes, flags: int, keep_target: bool) -> Record:
-        if not travels_in_url(new):
-            raise OSError(errno.EFBIG, f"{new!r} can be stored by transaction only, and the value is too large")
         target = None if keep_target else self._records.fresh(new)
         record = self._backend.store(new, value, flags, (target.modify_index or 0) if target else 0)
         if source is not None:

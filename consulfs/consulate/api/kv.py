@@ -13,12 +13,13 @@ import json
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from urllib.parse import quote
 
+from consulfs.consulate.adapters import Response
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.api.txn import Txn, encode, operation
-from consulfs.consulate.exceptions import ClientError, KeyMissing, StaleIndex
+from consulfs.consulate.exceptions import ClientError, KeyMissing, StaleIndex, TooLarge
 from consulfs.consulate.models import Record
 
 if TYPE_CHECKING:
@@ -166,14 +167,10 @@ class KV(Endpoint):
 
         :raises Forbidden: the token may not read it (for an odd key the transaction cannot tell: None)
         """
-        if travels_in_url(key):
-            try:
-                answer = self._read(_path(key), **query)
-                return None if answer.status_code == 404 else Record.of(answer.body[0])
-            except ClientError as error:
-                if not _unprintable_to_server(error):
-                    raise
-        return self.read_many([key], **query).get(key)
+        answer = self._by_url(key, lambda path: self._read(path, **query))
+        if answer is None:
+            return self.read_many([key], **query).get(key)
+        return None if answer.status_code == 404 else Record.of(answer.body[0])
 
     def read_many(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
         """The records of up to 64 keys in one request. Keys that are missing or may not be read are left out."""
@@ -193,27 +190,19 @@ class KV(Endpoint):
 
     def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
         """The keys below a prefix; with a separator only up to its next occurrence."""
-        if prefix == "" or travels_in_url(prefix):
-            try:
-                params: Params = {"keys": "", "separator": separator or None}
-                answer = self._read(_path(prefix), params, **query)
-                return [] if answer.status_code == 404 else list(answer.body)
-            except ClientError as error:
-                if not _unprintable_to_server(error):
-                    raise
-        below = [record.key for record in self.tree(prefix, **query)]
-        return _one_level(below, prefix, separator) if separator else below
+        params: Params = {"keys": "", "separator": separator or None}
+        answer = self._by_url(prefix, lambda path: self._read(path, params, **query))
+        if answer is None:
+            below = [record.key for record in self.tree(prefix, **query)]
+            return _one_level(below, prefix, separator) if separator else below
+        return [] if answer.status_code == 404 else list(answer.body)
 
     def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
         """The records of every key that begins with a prefix."""
-        if prefix == "" or travels_in_url(prefix):
-            try:
-                answer = self._read(_path(prefix), {"recurse": ""}, **query)
-                return [] if answer.status_code == 404 else [Record.of(entry) for entry in answer.body]
-            except ClientError as error:
-                if not _unprintable_to_server(error):
-                    raise
-        return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+        answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, **query))
+        if answer is None:
+            return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+        return [] if answer.status_code == 404 else [Record.of(entry) for entry in answer.body]
 
     def store(
         self,
@@ -233,25 +222,36 @@ class KV(Endpoint):
         """
         operations = [operation("cas", key, value, flags, index)]
         body = encode(operations)
-        if len(body) <= txn_limit or not travels_in_url(key):
+        if len(body) <= txn_limit:
             query: Any = {} if timeout is None else {"timeout": timeout}
             return Record.of(self.txn.execute(operations, body, **query)[0], value)
-        answer = self._write(_path(key), value, {"cas": index, "flags": flags}, timeout=timeout)
+        params: Params = {"cas": index, "flags": flags}
+        answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
+        if answer is None:
+            raise TooLarge(f"{key!r} can be stored by transaction only, and its value is too large for one", 413)
         if answer.body is not True:
             raise StaleIndex(f"PUT /v1/kv: {key} has another index than {index}")
         return Record(key, value, flags)
 
     def remove(self, key: str, recurse: bool = False, timeout: Optional[float] = None) -> None:
         """Delete a key, or all that begin with it."""
-        if travels_in_url(key) or (recurse and not key):
-            try:
-                self._write(_path(key), None, {"recurse": "" if recurse else None}, "DELETE", timeout)
-                return
-            except ClientError as error:
-                if not _unprintable_to_server(error):
-                    raise
-        query: Any = {} if timeout is None else {"timeout": timeout}
-        self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+        params: Params = {"recurse": "" if recurse else None}
+        answer = self._by_url(key, lambda path: self._write(path, None, params, "DELETE", timeout))
+        if answer is None:
+            query: Any = {} if timeout is None else {"timeout": timeout}
+            self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+
+    def _by_url(self, key: str, ask: Callable[[str], Response]) -> Optional[Response]:
+        """Ask with the key in the URL's path; None where it does not travel so."""
+        if key and not travels_in_url(key):
+            return None
+        try:
+            return ask(_path(key))
+        except ClientError as error:
+            # Characters newer than the server's Unicode tables are unprintable to it: 400 with an empty body.
+            if error.status == 400 and not key.isascii():
+                return None
+            raise
 
     @property
     def txn(self) -> Txn:
@@ -277,11 +277,6 @@ def _encode(value: Any) -> bytes:
 
 def _path(key: str) -> str:
     return "kv/" + quote(key, safe="/")
-
-
-def _unprintable_to_server(error: ClientError) -> bool:
-    """Characters newer than the server's Unicode tables are unprintable to it: 400, "non-printable"."""
-    return error.status == 400 and "non-printable" in str(error)
 
 
 def _one_level(keys: Iterable[str], prefix: str, separator: str) -> list[str]:
