@@ -190,8 +190,6 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> Options:
             values[name] = _value(option, separator, text)
         elif word in KERNEL:
             kernel.append(word)
-        elif word in ("suid", "dev", "exec"):
-            kernel = [each for each in kernel if each != "no" + word] if word == "exec" else kernel
         elif word not in IGNORED and not name.startswith(("x-", "comment", "X-")):
             raise BadOption(f"unknown option {name!r}; see consulfs --help")
     given = frozenset(values)

@@ -1,5 +1,6 @@
 """The command: sources, options, readiness, clear failures, clean ends, and mount(8)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -292,6 +293,59 @@ def test_nothing_is_left_when_a_daemon_ends(agent, curl):
     assert mount.process.returncode == 0
     assert curl("GET", "session/list")[1].strip() == b"[]"
     assert str(mount.path) not in Path("/proc/mounts").read_text()
+
+
+def test_the_demo(folder):
+    (port,) = free_ports(1)
+    words = [str(TOP / "tools/demo"), "start", str(Path(COMMAND).parents[1]), str(folder), str(port)]
+    environment = {**os.environ, "PATH": f"{Path(consul_command()).parent}:{os.environ['PATH']}"}
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=100, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert "Try:" in shown.stdout
+    curl = Curl(f"http://127.0.0.1:{port}/v1")
+    assert (curl.get("app/feature"), curl.flags("app/feature")) == (b"on\n", 42)
+    assert {"web", "db"} <= set(json.loads(curl("GET", "agent/services")[1]))
+    words[1] = "stop"
+    subprocess.run(words, check=True, timeout=100, env=environment, capture_output=True)
+    assert curl("GET", "status/leader")[0] == 0
+    assert not folder.exists()
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_test_run_leaves_nothing(tmp_path, number):
+    (tmp_path / "test_it.py").write_text(
+        "import time\n"
+        "def test_it(mnt, curl):\n"
+        "    open(mnt.path / 'f', 'w').close()\n"
+        "    print('PIDS', mnt.process.pid, mnt.path, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    (tmp_path / "conftest.py").symlink_to(TOP / "tests/conftest.py")
+    (tmp_path / "support").symlink_to(TOP / "tests/support")
+    inner = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(TOP / "tests"), "TMPDIR": str(tmp_path)},
+    )
+    for line in inner.stdout:
+        if "PIDS" in line:
+            _, pid, path = line[line.index("PIDS") :].split()
+            break
+    agents = subprocess.run(["pgrep", "-f", f"consul agent.*{tmp_path}"], capture_output=True, text=True).stdout.split()
+    assert len(agents) == 1
+    inner.send_signal(number)
+    inner.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{each}").exists() for each in (pid, *agents)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{agents[0]}").exists()
+    assert path not in Path("/proc/mounts").read_text()
+    if number != signal.SIGKILL:
+        assert [each.name for each in tmp_path.iterdir() if each.name.startswith("consulfs-")] == []
 
 
 def test_python_m_consulfs():

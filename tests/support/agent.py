@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -33,6 +34,11 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def die_with_parent() -> None:
+    """For a process that is not to outlive a test run, not even one that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Agent:
@@ -83,6 +89,7 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=open(Path(self.folder, "log"), "ab"),
             stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
         )  # fmt: skip
         self.wait_ready()
 

@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from support.agent import die_with_parent
+
 COMMAND = str(Path(sys.executable).with_name("consulfs"))
 
 LIMIT = 60
@@ -53,6 +55,7 @@ class Mount:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
+            preexec_fn=die_with_parent,
             env={name: value for name, value in os.environ.items() if not name.startswith("CONSUL_")},
         )
         deadline = time.monotonic() + LIMIT
