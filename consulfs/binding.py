@@ -18,6 +18,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from consulfs.errors import errno_of
+from consulfs.processes import is_to_end
 
 if ctypes.util.find_library("fuse3"):
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy takes libfuse 2 where both are installed
@@ -61,12 +62,12 @@ OPERATIONS = (
 
 
 def interrupted() -> bool:
-    """Whether the program whose operation this thread serves was interrupted.
+    """Whether the program whose operation this thread serves is to end, by Ctrl-C or another signal.
 
     libfuse looks into the thread's request without asking whether there is one: outside an operation, in `init`
     and in `destroy` it would crash (measured on 3.14).
     """
-    return getattr(_thread, "in_request", False) and bool(_fuse.fuse_interrupted())
+    return getattr(_thread, "in_request", False) and bool(_fuse.fuse_interrupted()) and is_to_end(_pid())
 
 
 def require_libfuse3() -> None:

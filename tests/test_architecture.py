@@ -10,6 +10,7 @@ FLOORS = {
     "errors": 1,
     "names": 1,
     "options": 1,
+    "processes": 1,
     "source": 1,
     "store": 2,
     "tree": 3,

@@ -287,6 +287,30 @@ def test_a_waiting_cat_is_ended_at_once(agent, curl, number):
         assert mount.ok("cat f") == "text"
 
 
+def test_a_timer_or_a_child_does_not_interrupt(agent, curl, tmp_path):
+    """With a slow Consul: open(2) of a program that catches SIGALRM and SIGCHLD succeeds, as on a local disk."""
+    from support.mount import Mount
+    from support.proxy import Proxy
+
+    curl.put("f", b"text")
+    script = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+caught = []
+for number in (signal.SIGALRM, signal.SIGCHLD):
+    signal.signal(number, lambda number, frame: caught.append(number))
+if os.fork() == 0:
+    os._exit(0)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+descriptor = libc.open(b"f", os.O_RDONLY)
+print(os.strerror(ctypes.get_errno()) if descriptor < 0 else os.read(descriptor, 10), len(caught) > 0)
+"""
+    with Proxy(agent.port) as proxy, Mount(proxy.address) as mount:
+        proxy.fault = lambda seen: 0.3 if seen.method == "GET" else None
+        (tmp_path / "script.py").write_text(script)
+        assert mount.ok(f"python3 {tmp_path}/script.py") == "b'text' True\n"
+
+
 def test_a_waiting_close_is_ended_at_once_and_nothing_is_lost(curl):
     from support.agent import Agent
     from support.mount import Mount

@@ -25,9 +25,9 @@ from typing import Optional
 
 from consulfs.consulate import ConsulateException, Record, StaleIndex, TooLarge
 from consulfs.errors import Interrupted, OutOfTime
+from consulfs.processes import has_open
 from consulfs.store import edits
 from consulfs.store.backend import Backend, Uncertain
-from consulfs.store.descriptors import has_open
 from consulfs.store.edits import Edit
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
@@ -417,7 +417,8 @@ class OpenFiles:
                 node.state.notify_all()
 
     def _settle(self, node: Node, plan: Plan, record: Optional[Record]) -> None:
-        if record is None:
+        if record is None or node.gone:
+            self._records.cache.forget(plan.key)
             return
         self._records.cache.stored(record)
         self._times.stored(record.key, (record.value, record.flags), record.modify_index)

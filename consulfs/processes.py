@@ -1,0 +1,74 @@
+"""What /proc says of the processes that use the mount: whether one still has a file open, whether one is to end.
+
+Both are answered by the kernel from what it has in memory. A stat() of an open file would come back to this daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Optional
+
+HARMLESS = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH})
+"""What a process does not die of when it neither catches nor ignores it (signal(7)); nor stops, as by these:"""
+
+STOPPING = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+
+ENDING = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
+"""What a program catches in order to stop what it does."""
+
+
+def has_open(pid: int, inode: int, name: str) -> Optional[bool]:
+    """Whether a process has this file open; None where that cannot be seen (another user's, another namespace's).
+
+    A shell's `echo x > key` opens the file, duplicates the descriptor and closes the first before anything is written
+    (measured with bash). The kernel reports that close like any other.
+
+    :param pid: a process or thread, as the FUSE request gives it; 0 for one outside this PID namespace
+    :param inode: the file's number on the mount
+    :param name: the file's name, for kernels before 5.14, whose fdinfo has no inode
+    """
+    if pid <= 0:
+        return None
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        return False  # it has ended, and its descriptors with it
+    except OSError:
+        return None
+    return any(_is(pid, descriptor, inode, name) for descriptor in descriptors)
+
+
+def is_to_end(pid: int) -> bool:
+    """Whether a signal waits for a thread that ends the program, or that it catches in order to end.
+
+    The kernel interrupts a waiting operation for any signal. But a program whose child has ended, or whose timer has
+    run, expects no EINTR from open(2) or stat(2): no local file system gives it one.
+
+    :return: True as well where that cannot be seen
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            fields = dict(line.split(":\t", 1) for line in status if line.startswith(("Sig", "ShdPnd")))
+        pending, blocked, ignored, caught = (int(fields[name], 16) for name in ("SigPnd", "SigBlk", "SigIgn", "SigCgt"))
+        pending |= int(fields["ShdPnd"], 16)
+    except (OSError, KeyError, ValueError):
+        return True
+    waiting = [number for number in range(1, 65) if (pending & ~blocked & ~ignored) >> (number - 1) & 1]
+    return any(
+        number in ENDING if caught >> (number - 1) & 1 else number not in HARMLESS | STOPPING for number in waiting
+    )
+
+
+def _is(pid: int, descriptor: str, inode: int, name: str) -> bool:
+    try:
+        target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+        if not target.startswith("/"):
+            return False
+        with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii", errors="replace") as info:
+            fields = dict(line.split(":", 1) for line in info if ":" in line)
+    except OSError:
+        return False
+    if "ino" in fields:
+        return int(fields["ino"]) == inode
+    return os.path.basename(target).removesuffix(" (deleted)") == name
