@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import errno
+import itertools
 import logging
 import os
 import stat
@@ -18,6 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from consulfs.errors import errno_of
+from consulfs.filesystem import NOW
 from consulfs.processes import is_to_end
 
 if ctypes.util.find_library("fuse3"):
@@ -40,7 +42,6 @@ LOOP_ENDED = 8
 """What fuse_main returns when a signal has ended its loop (libfuse, lib/helper.c): a clean end."""
 
 UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
-NOW = -1
 
 EXPECTED = frozenset(
     getattr(errno, name)
@@ -104,10 +105,6 @@ class _Names:
             setattr(self, name, True)
 
 
-def _text(path: Optional[bytes]) -> Optional[str]:
-    return None if path is None else os.fsdecode(path)
-
-
 def _name(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
@@ -134,7 +131,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]
         self._fs = filesystem
         self._on_ready = on_ready
         self._directories: dict[int, str] = {}
-        self._next_directory = 1
+        self._numbers = itertools.count(1)
         super().__init__(names, mountpoint, raw_fi=True, foreground=True, **options)
 
     def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -187,7 +184,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]
 
     def opendir(self, path: bytes, info: Any) -> None:
         # The handle carries the path: with nullpath_ok readdir comes without one.
-        number = self._next_directory = self._next_directory + 1
+        number = next(self._numbers)
         self._directories[number] = _name(path)
         info.contents.fh = number
 

@@ -60,11 +60,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return _fail(f"{error}; install libfuse 3 (Debian: apt-get install fuse3)")
     try:
         daemon.set_up_logging(options, foreground)
+    except OSError as error:
+        return _fail(f"log_file: {error}")
+    try:
         return daemon.run(origin, arguments.words[-1], options, foreground)
     except daemon.CannotMount as error:
         return _fail(str(error))
-    except OSError as error:
-        return _fail(f"log_file: {error}")
 
 
 def _fail(message: str) -> int:

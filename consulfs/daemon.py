@@ -48,6 +48,7 @@ def run(source: Source, mountpoint: str, options: Options, foreground: bool) -> 
     mountpoint = os.path.abspath(mountpoint)
     check_mountpoint(mountpoint)
     token = read_token(options)
+    check_files(options)
     if foreground:
         serve(source, mountpoint, options, token, lambda: None)
         return 0
@@ -75,11 +76,21 @@ def read_token(options: Options) -> Optional[str]:
     if path and "token" not in options.given:
         try:
             with open(path, encoding="utf-8") as file:
-                return file.read().strip() or None
+                token = file.read().strip() or None
         except (OSError, UnicodeDecodeError) as error:
             raise CannotMount(f"token_file: {error}") from error
-    token: Optional[str] = options["token"]
+    else:
+        token = options["token"]
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise CannotMount("the token has characters that none has; is there one line in the file, and no more?")
     return token
+
+
+def check_files(options: Options) -> None:
+    """:raises CannotMount: a file or folder for TLS is not there, which would only be told by failing connections"""
+    for name in ("cacert", "capath", "client_cert", "client_key"):
+        if options[name] and not os.path.exists(options[name]):
+            raise CannotMount(f"{name}: {options[name]}: no such file or directory")
 
 
 def serve(source: Source, mountpoint: str, options: Options, token: Optional[str], ready: Callable[[], None]) -> None:
@@ -94,7 +105,7 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
         patience = Patience(options["timeout"], binding.interrupted)
         with connect(source, options, token, patience.check) as consul:
             backend = Backend(consul, patience)
-            introduce(backend, source)
+            introduce(backend, source, token is not None)
             filesystem = build(source.prefix, backend, patience, options)
             try:
                 binding.require_libfuse3()
@@ -122,10 +133,10 @@ def connect(source: Source, options: Options, token: Optional[str], on_wait: Cal
     return Consul(source.host, source.port, options["dc"], token, source.scheme, adapter)
 
 
-def introduce(backend: Backend, source: Source) -> None:
+def introduce(backend: Backend, source: Source, token_given: bool) -> None:
     """:raises CannotMount: nobody answers there, or not to this token"""
     try:
-        backend.introduce()
+        backend.introduce(token_given)
     except (ConnectFailed, OutOfTime) as error:
         raise CannotMount(f"no Consul at {source}: {error}".rstrip(": ")) from error
     except Forbidden as error:
@@ -210,7 +221,11 @@ def _detach(work: Callable[[Callable[[], None]], None]) -> int:
 
 
 def _child(work: Callable[[Callable[[], None]], None], writer: int) -> int:
+    waiting = True  # the caller, for a word on `writer`
+
     def ready() -> None:
+        nonlocal waiting
+        waiting = False
         sys.stdout.flush()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -224,9 +239,9 @@ def _child(work: Callable[[Callable[[], None]], None], writer: int) -> int:
     try:
         work(ready)
         return 0
-    except CannotMount as error:
-        os.write(writer, str(error).encode())
     except BaseException as error:
-        log.exception("the daemon ends")
-        os.write(writer, repr(error).encode())
+        said = str(error) if isinstance(error, CannotMount) else repr(error)
+        log.error("the daemon ends: %s", said, exc_info=not isinstance(error, CannotMount))
+        if waiting:
+            os.write(writer, said.encode())
     return 1

@@ -155,8 +155,11 @@ class Filesystem:
     def mknod(self, path: str, mode: int, pid: int) -> None:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EPERM, "Consul holds values, no devices, pipes or sockets")
-        handle = self.create(path, os.O_WRONLY | os.O_EXCL, pid)
-        self._files.release(self._files.handle(handle))
+        handle = self._files.handle(self.create(path, os.O_WRONLY | os.O_EXCL, pid))
+        try:
+            self._files.fsync(handle)
+        finally:
+            self._files.release(handle)
 
     # -- open files ------------------------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class Filesystem:
         spot = self._tree.place_for_file(path)
         self._tree.check_writable(spot.key)
         handle = self._files.create(spot.key, flags, pid, self._exclusive_at_close)
-        self._times.touch(spot.parent)
+        self._tree.file_made(spot)
         return handle.number
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
@@ -246,7 +249,7 @@ class Filesystem:
         node, record = entry.node, entry.record
         if node is not None:
             with node.state:
-                size, unsaved = len(node.content), node.dirty or bool(node.in_flight)
+                size, unsaved = len(node.content), node.unsaved
         else:
             size, unsaved = len(record.value) if record else 0, False
         if unsaved or record is None:

@@ -56,7 +56,11 @@ Component = Union[str, Shortened]
 
 
 class UnmappableName(ValueError):
-    """No key has this name: it is not UTF-8."""
+    """No key has this name: it is another way to write one that has a name already."""
+
+
+class NotUTF8(UnmappableName):
+    """No key has this name: Consul's JSON carries nothing but UTF-8."""
 
 
 def encode(component: str, value: bool = False, reserved: Collection[str] = ()) -> str:
@@ -75,17 +79,21 @@ def encode(component: str, value: bool = False, reserved: Collection[str] = ()) 
 def decode(name: str, reserved: Collection[str] = ()) -> tuple[Component, bool]:
     """The component that a name shows, and whether the name is that of a directory's own value.
 
-    :raises UnmappableName: the name is not UTF-8 (it holds surrogates)
+    :raises NotUTF8: it holds surrogates
+    :raises UnmappableName: it is no component's own name
     """
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise UnmappableName(name) from error
+        raise NotUTF8(name) from error
     value = name.endswith(VALUE) and name != VALUE
     body = name[: -len(VALUE)] if value else name
     if _SHORTENED.search(body):
         return Shortened(body), value
-    return _unescape(body, value, reserved), value
+    component = _unescape(body, value, reserved)
+    if encode(component, value, reserved) != name:
+        raise UnmappableName(name)
+    return component, value
 
 
 def _escape(component: str, value: bool, reserved: Collection[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 
@@ -168,7 +168,7 @@ class Options:
     :ivar given: the names that stood in -o
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = field(repr=False)  # a token may be among them
     kernel: tuple[str, ...]
     given: frozenset[str]
 

@@ -132,6 +132,47 @@ def test_the_token_is_shown_nowhere(guarded, admin, token_file):
         assert secret not in shown
 
 
+def test_requests_are_counted_with_acls_too(guarded, admin, token_file):
+    from support.proxy import Proxy
+
+    for number in range(200):
+        admin.put(f"open/d/k{number}", b"text")
+    with Proxy(guarded.port) as proxy, Mount(proxy.address, f"token_file={token_file}") as mount:
+        with proxy.counting() as count:
+            assert len(mount.ok("ls -l open/d").splitlines()) == 201
+        assert len(count.requests) <= 16, count
+        with proxy.counting() as count:
+            mount.ok("cd open/d; echo x > k1; echo x > k2")
+        assert count.writes == 2, count
+
+
+def test_nobody_in_particular_may_mount_what_anonymous_may_read(guarded, admin):
+    rules = 'key_prefix "open/" { policy = "read" }'
+    status, _ = admin("PUT", "acl/policy", json.dumps({"Name": "anonymous", "Rules": rules}).encode())
+    assert status == 200
+    policies = json.loads(admin("GET", "acl/policies")[1])
+    policy = next(each for each in policies if each["Name"] == "anonymous")
+    anonymous = "00000000-0000-0000-0000-000000000002"
+    body = {"AccessorID": anonymous, "Policies": [{"ID": policy["ID"]}]}
+    assert admin("PUT", f"acl/token/{anonymous}", json.dumps(body).encode())[0] == 200
+    admin.put("open/f", b"text")
+    try:
+        with Mount(guarded.address) as mount:
+            assert mount.ok("cat open/f") == "text"
+            assert "Permission denied" in mount.sh("echo x > open/f").stderr
+    finally:
+        admin("PUT", f"acl/token/{anonymous}", json.dumps({"AccessorID": anonymous, "Policies": []}).encode())
+
+
+def test_a_token_file_of_two_lines(guarded, tmp_path):
+    path = tmp_path / "token"
+    path.write_text("s3cret-one\ns3cret-two\n")
+    mount = Mount(guarded.address, f"token_file={path}")
+    with pytest.raises(RuntimeError, match="one line") as caught:
+        mount.__enter__()
+    assert "s3cret" not in str(caught.value)
+
+
 def test_where_authorize_is_missing(guarded, admin, token_file):
     """An older server without the internal endpoint: a compare-and-set that cannot match tells the rights."""
     from support.proxy import Proxy

@@ -160,6 +160,38 @@ def test_consistency(agent, proxy, curl, mode):
             consul.kv.get("a", consistency="wrong")
 
 
+def test_slashes_at_the_beginning_are_stripped_alike(consul, curl):
+    consul.kv["/a"] = "1"
+    assert curl.tree() == {"a": b"1"}
+    assert consul.kv["/a"] == "1"
+    del consul.kv["/a"]
+    assert curl.keys() == []
+
+
+def test_a_keys_name_is_not_taken_for_consuls_words(consul, curl):
+    from consulfs.consulate.api.txn import operation
+
+    curl.put("permission denied")
+    with pytest.raises(consulate.StaleIndex):
+        consul.txn.execute([operation("cas", "permission denied", b"x", index=1)])
+    with pytest.raises(consulate.TransactionFailed) as failed:
+        consul.txn.execute([operation("nonsense", "index is stale")])
+    assert not isinstance(failed.value, consulate.StaleIndex)
+
+
+def test_an_odd_key_cannot_be_waited_for(consul, curl):
+    curl.put("a//b", b"1")
+    assert consul.kv.read("a//b", index=None).value == b"1"
+    with pytest.raises(ValueError, match="wait"):
+        consul.kv.read("a//b", index=1, wait="1s")
+
+
+def test_a_token_that_no_header_can_carry():
+    with pytest.raises(ValueError, match="token") as caught:
+        consulate.Consul(token="s3cret-one\ns3cret-two")
+    assert "s3cret" not in str(caught.value)
+
+
 def test_sessions(consul, curl):
     session = consul.session.create("mine", "delete", delay=1, ttl="20s")
     found = consul.session.info(session)

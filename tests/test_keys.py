@@ -86,6 +86,31 @@ def test_a_key_with_keys_below_it(mnt, curl):
     assert curl.tree() == {"foo": b"new\n"}
 
 
+def test_a_plain_key_has_one_name_alone(mnt, curl):
+    curl.put("plain", b"text")
+    assert "No such file" in mnt.sh("cat plain%value").stderr
+    assert "No such file" in mnt.sh("rm plain%value").stderr
+    assert mnt.sh("echo x > plain%value").returncode != 0
+    assert mnt.sh("echo x > ..%value").returncode != 0
+    assert curl.tree() == {"plain": b"text"}
+
+
+def test_a_value_may_come_before_its_directory(mnt, curl):
+    mnt.ok("echo own > foo%value; ls; mkdir foo; echo below > foo/bar; ls foo%value foo/bar")
+    assert curl.tree() == {"foo": b"own\n", "foo/": b"", "foo/bar": b"below\n"}
+    mnt.ok("echo own > new%value")
+    curl.delete("new")
+    mnt.ok("sleep 1.1; echo plain > new; cat new")
+    assert curl.get("new") == b"plain\n"
+
+
+def test_a_directory_does_not_replace_one_whose_marker_carries_something(mnt, curl):
+    curl.put("a/", b"", flags=7)
+    mnt.ok("mkdir b; sleep 1.1")
+    assert "not empty" in mnt.sh("mv -T b a").stderr
+    assert curl.flags("a/") == 7
+
+
 def test_rm_r_of_a_key_with_keys_below_it(mnt, curl):
     for key in ("d/foo", "d/foo/bar", "d/foo/baz/x"):
         curl.put(key, b"x")

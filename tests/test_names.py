@@ -45,13 +45,19 @@ def test_every_component_has_a_name_of_its_own(component, value, reserved):
 @example("%value", frozenset())
 @example("%25value", frozenset())
 @example("%value%value", frozenset())
-def test_every_name_has_a_component_of_its_own(name, reserved):
-    component, value = names.decode(name, reserved)
-    if isinstance(component, names.Shortened) or name in reserved:
+def test_no_two_names_have_one_component(name, reserved):
+    try:
+        component, value = names.decode(name, reserved)
+    except names.UnmappableName:
         return
-    again = names.encode(component, value, reserved)
-    if len(name.encode()) <= names.NAME_MAX - len("%25") * name.count("%") - len(names.VALUE):
-        assert again == name
+    if not isinstance(component, names.Shortened) and name not in reserved:
+        assert names.encode(component, value, reserved) == name
+
+
+@pytest.mark.parametrize("name", [".%value", "..%value", "_catalog%value"])
+def test_another_way_to_write_a_name_is_none(name):
+    with pytest.raises(names.UnmappableName):
+        names.decode(name, names.VIRTUAL)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ import os
 import select
 import socket
 import ssl
+import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 SLICE = 0.04
 """Seconds between two calls of `on_wait`: the reaction time to a Ctrl-C."""
 
 OnWait = Callable[[], None]
+
+T = TypeVar("T")
 
 
 class _Patience:
@@ -26,8 +29,7 @@ class _Patience:
 
     on_wait: Optional[OnWait] = None
 
-    def _wait(self, event: int) -> None:
-        timeout = self.gettimeout()  # type: ignore[attr-defined]
+    def _wait(self, event: int, timeout: Optional[float]) -> None:
         poll = select.poll()
         poll.register(self.fileno(), event)  # type: ignore[attr-defined]
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -42,22 +44,25 @@ class PatientSocket(_Patience, socket.socket):
     """A plain socket."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self._wait(select.POLLIN)
+        self._wait(select.POLLIN, self.gettimeout())
         return super().recv_into(*args, **kwargs)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
         while view:
-            self._wait(select.POLLOUT)
+            self._wait(select.POLLOUT, self.gettimeout())
             view = view[super().send(view[: 1 << 16], flags) :]
 
     def connect_patiently(self, address: Any, timeout: Optional[float]) -> None:
         """connect(), with its wait in slices; leaves `timeout` set for what follows."""
         self.setblocking(False)
         failure = super().connect_ex(address)
+        while failure == errno.EAGAIN:  # a Unix socket whose backlog is full: nothing is under way, try again
+            pause(SLICE, self.on_wait)
+            failure = super().connect_ex(address)
         self.settimeout(timeout)
-        if failure in (errno.EINPROGRESS, errno.EAGAIN):
-            self._wait(select.POLLOUT)
+        if failure == errno.EINPROGRESS:
+            self._wait(select.POLLOUT, timeout)
             failure = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure:
             raise OSError(failure, os.strerror(failure))
@@ -67,15 +72,72 @@ class PatientTLSSocket(_Patience, ssl.SSLSocket):
     """A TLS socket; made by giving the class to SSLContext.sslsocket_class."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        if not self.pending():
-            self._wait(select.POLLIN)
-        return super().recv_into(*args, **kwargs)
+        return self._patiently(lambda: ssl.SSLSocket.recv_into(self, *args, **kwargs))
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            part = view[: 1 << 14]
+            view = view[self._patiently(lambda: ssl.SSLSocket.send(self, part)) :]  # noqa: B023 - called at once
+
+    def do_handshake(self, block: bool = False) -> None:
+        self._patiently(lambda: ssl.SSLSocket.do_handshake(self))
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Do a step that TLS may need several packets for, in either direction."""
+        timeout = self.gettimeout()
+        self.setblocking(False)
+        try:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    self._wait(select.POLLIN, timeout)
+                except ssl.SSLWantWriteError:
+                    self._wait(select.POLLOUT, timeout)
+        finally:
+            self.settimeout(timeout)
+
+
+def pause(seconds: float, on_wait: Optional[OnWait]) -> None:
+    """Sleep for a slice, then ask whether to go on."""
+    time.sleep(seconds)
+    if on_wait is not None:
+        on_wait()
+
+
+def resolve(host: str, port: int, timeout: Optional[float], on_wait: Optional[OnWait]) -> list[Any]:
+    """getaddrinfo(), which knows no timeout and no interruption, in a thread that may be left behind."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            answer.append(error)
+
+    if host.replace(".", "").isdigit() or ":" in host:
+        ask()  # an address: nobody is asked
+    else:
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        thread.join(SLICE)
+        while thread.is_alive():
+            if deadline is not None and time.monotonic() >= deadline:
+                raise socket.timeout(f"the name {host} was not resolved in time")
+            if on_wait is not None:
+                on_wait()
+            thread.join(SLICE)
+    if isinstance(answer[0], OSError):
+        raise answer[0]
+    return list(answer[0])
 
 
 def connect(host: str, port: int, timeout: Optional[float], on_wait: Optional[OnWait]) -> PatientSocket:
     """A TCP connection to the first of the host's addresses that takes one."""
     failure: Optional[OSError] = None
-    for family, kind, proto, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, kind, proto, _, address in resolve(host, port, timeout, on_wait):
         sock = PatientSocket(family, kind, proto)
         sock.on_wait = on_wait
         try:

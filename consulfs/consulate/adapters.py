@@ -7,6 +7,8 @@ connections beneath requests.
 
 from __future__ import annotations
 
+import ipaddress
+import ssl
 import threading
 from collections.abc import Mapping
 from json import loads
@@ -174,6 +176,8 @@ class Request:
 
     def _make_route(self, base: str) -> tuple[HTTPConnectionPool, str]:
         settings = self._session.merge_environment_settings(base, {}, None, self._verify, self._cert)
+        if _is_loopback(urlsplit(base).hostname or ""):
+            settings["proxies"] = {}  # as Consul's own tools have it: a proxy would reach its own loopback
         adapter = requests.adapters.HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)
         request = requests.Request("GET", base).prepare()
         # The stubs of requests know neither of the two as they are.
@@ -227,7 +231,11 @@ class _TLSConnection(_Connection, connection.HTTPSConnection):
         attributes = {"on_wait": self.owner.on_wait}
         patient = type("PatientTLSSocket", (_sockets.PatientTLSSocket,), attributes)
         self.ssl_context.sslsocket_class = patient
-        super().connect()
+        try:
+            super().connect()
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            # Said as what it is, a connection that was not made: the same error later means that data was sent.
+            raise exceptions.NewConnectionError(self, f"TLS failed: {error}") from error
 
 
 class _UnixConnection(_Connection):
@@ -241,6 +249,13 @@ def _limit(timeout: Any) -> Optional[float]:
     return float(timeout) if isinstance(timeout, (int, float)) else None
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _split(uri: str) -> tuple[str, str]:
     """("scheme://host", "/path?query"); by hand, since it is on the way of every call."""
     end = uri.index("/", uri.index("://") + 3)
@@ -250,11 +265,10 @@ def _split(uri: str) -> tuple[str, str]:
 def _translate(error: Exception, base: str) -> RequestError:
     reason = getattr(error, "reason", None) or error
     if isinstance(error, exceptions.NewConnectionError) and isinstance(error.__cause__, OSError):
-        reason = error.__cause__.strerror or error.__cause__
+        tls = isinstance(error.__cause__, ssl.SSLError)
+        reason = f"TLS failed: {error.__cause__}" if tls else error.__cause__.strerror or error.__cause__
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
         return ConnectFailed(f"cannot connect to {base}: {reason}")
-    if isinstance(error, exceptions.SSLError):
-        return ConnectFailed(f"TLS with {base} failed: {reason}")
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
         return AnswerTimeout(f"no answer from {base} in time")
     return RequestError(f"connection to {base} broke: {reason}")

@@ -23,6 +23,7 @@ class Consul:
     :param verify: True, False, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
     :param timeout: seconds to wait for a connection and then for an answer; None waits for ever
+    :raises ValueError: the token cannot be sent
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class Consul:
         cert: adapters.Cert = None,
         timeout: Optional[float] = None,
     ) -> None:
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("the token has characters that no HTTP header can carry")
         self._base = _base_uri(scheme, host, port)
         if not isinstance(adapter, adapters.Request):
             default = adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request

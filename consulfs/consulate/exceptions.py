@@ -11,6 +11,7 @@
     │   ├── TooLarge            413: body, value or number of operations
     │   └── TransactionFailed   409: nothing was applied; `errors` says which operation failed
     │       └── StaleIndex      ... because a compare-and-set or check found another state
+    │           └── ConcurrentChange    ... again and again: kv.set gives up
     ├── ServerError             5xx: no leader, agent shutting down
     └── LockFailure             the lock is held by someone else (also named LockError)
 
@@ -78,6 +79,12 @@ class TransactionFailed(ClientError):
 
 class StaleIndex(TransactionFailed):
     """A compare-and-set or a check in a transaction met another state than it expected."""
+
+
+class ConcurrentChange(StaleIndex, KeyError):
+    """A value was not set, since others changed the key each time; a KeyError too, as the reference has it."""
+
+    __str__ = Exception.__str__
 
 
 class ServerError(_Refused):

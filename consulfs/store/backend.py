@@ -44,6 +44,9 @@ BATCH = 64
 RIGHTS_LIFETIME = 30.0
 """Seconds for which the answer to "may this token write this key?" is remembered."""
 
+WRITE_SHARE = 0.75
+"""The part of an operation's time that a write may wait for its answer."""
+
 IMPOSSIBLE_INDEX = (1 << 63) - 1
 """A ModifyIndex that no key has: a compare-and-set with it tells the rights and changes nothing."""
 
@@ -64,7 +67,7 @@ class Backend:
         self._rights_lock = threading.Lock()  # owns _rights
         self._rights: TTLCache[str, bool] = TTLCache(4096, RIGHTS_LIFETIME)
 
-    def introduce(self) -> None:
+    def introduce(self, token_given: bool) -> None:
         """Ask the server, once, for what a mount must know: its limits, and whether it has ACLs.
 
         :raises ConsulateException: nobody answers, or the token is not known
@@ -83,6 +86,10 @@ class Backend:
             self.acl_enabled = True
         except ACLDisabled:
             self.acl_enabled = False
+        except Forbidden:
+            if token_given:
+                raise
+            self.acl_enabled = True  # nobody in particular: what the anonymous token may is seen as it is asked for
 
     # -- reads -----------------------------------------------------------------------------------------------
 
@@ -148,7 +155,7 @@ class Backend:
         with self._rights_lock:
             known = self._rights.get(key)
         if known is None:
-            known = self._read(lambda left: self._ask_right(key))
+            known = self._read(lambda left: self._ask_right(key, left))
             with self._rights_lock:
                 self._rights[key] = known
         return known
@@ -158,15 +165,15 @@ class Backend:
         with self._rights_lock:
             self._rights.clear()
 
-    def _ask_right(self, key: str) -> bool:
+    def _ask_right(self, key: str, left: float) -> bool:
         try:
-            return self._consul.acl.authorize([("key", "write", key)])[0]
+            return self._consul.acl.authorize([("key", "write", key)], timeout=left)[0]
         except ACLDisabled:
             return True
         except NotFound:
             pass
         try:
-            self._consul.kv.store(key, b"", 0, IMPOSSIBLE_INDEX)
+            self._consul.kv.store(key, b"", 0, IMPOSSIBLE_INDEX, timeout=left)
         except StaleIndex:
             return True
         except Forbidden:
@@ -180,7 +187,11 @@ class Backend:
 
     def _write(self, ask: Callable[[float], T]) -> T:
         try:
-            return self._repeat(ask, _certainly_not_applied)
+            # Some of the time is kept: after no answer there is still a look to be taken at what was applied.
+            return self._repeat(lambda left: ask(left * WRITE_SHARE), _certainly_not_applied)
+        except Forbidden:
+            self.forget_rights()
+            raise
         except (RequestError, ServerError) as error:
             if _certainly_not_applied(error):
                 raise
@@ -192,7 +203,7 @@ class Backend:
         while True:
             left = self._patience.remaining()
             if left <= 0:
-                raise OutOfTime
+                raise OutOfTime("no answer in time")
             try:
                 return ask(left)
             except (RequestError, ServerError, ClientError) as error:

@@ -163,6 +163,7 @@ class Cache:
     def forget(self, key: str) -> None:
         """What is known of a key may no longer be true."""
         with self._lock:
+            self._changes(key)
             self._records.pop(key, None)
             self._listings.pop(place(key)[0], None)
 

@@ -75,15 +75,18 @@ def only_sizes(edits: Iterable[Edit]) -> bool:
     return all(isinstance(edit.change, Truncate) for edit in edits)
 
 
-def record(edits: list[Edit], owner: int, change: Change) -> None:
-    """Add a change, merged into the last edit where it continues it."""
-    last = edits[-1] if edits else None
+def record(edits: list[Edit], owner: int, change: Change, sealed: int = 0) -> None:
+    """Add a change, merged into the last edit where it continues it.
+
+    :param sealed: so many edits at the beginning were sent to Consul once, and stay as they are
+    """
+    last = edits[-1] if len(edits) > sealed else None
     if last is not None and last.owner == owner and _continues(last.change, change):
         last.change.data.extend(change.data)  # type: ignore[union-attr]
         return
     edits.append(Edit(owner, change))
-    if len(edits) >= COMPACT_AT and len(edits) % COMPACT_AT == 0:
-        edits[:] = compact(edits)
+    if len(edits) - sealed >= COMPACT_AT and len(edits) % COMPACT_AT == 0:
+        edits[sealed:] = compact(edits[sealed:])
 
 
 def compact(edits: Sequence[Edit]) -> list[Edit]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Optional
 
 from consulfs.consulate import Record, StaleIndex
@@ -56,15 +55,34 @@ class Moves:
 
     def remove(self, key: str) -> None:
         """Delete a key. Programs that have it open read on, and store nothing any more."""
-        node = self._files.find(key)
-        with ExitStack() as held:
-            if node is not None:
-                held.enter_context(self._files.turn(node))
+        with self._files.turns.take(key):
             self._backend.remove(key)
+            node = self._files.find(key)
             if node is not None:
                 self._files.abandon(node)
-        self._records.cache.removed(key)
-        self._times.forget(key)
+            self._records.cache.removed(key)
+            self._times.forget(key)
+
+    # -- a directory's own key -------------------------------------------------------------------------------
+
+    def make_marker(self, prefix: str) -> None:
+        """Write the key that Consul's UI writes for a folder: the prefix itself.
+
+        :raises OSError: EEXIST where it is there
+        """
+        operations = [operation("check-not-exists", prefix), operation("set", prefix, b"")]
+        try:
+            self._backend.settle(operations, lambda: self._records.fresh(prefix) is not None)
+        except StaleIndex as error:
+            self._records.cache.forget(prefix)
+            raise OSError(errno.EEXIST, "made by another host") from error
+        self._records.cache.stored(Record(prefix, b""))
+
+    def remove_marker(self, prefix: str, marker: Record) -> None:
+        """Delete that key, if it is still what was read."""
+        delete = operation("delete-cas", prefix, index=marker.modify_index)
+        self._backend.settle([delete], lambda: self._records.fresh(prefix) is None)
+        self._records.cache.removed(prefix)
 
     # -- one file --------------------------------------------------------------------------------------------
 
@@ -73,30 +91,23 @@ class Moves:
 
         :param keep_target: fail with EEXIST where the new name is taken (RENAME_NOREPLACE)
         """
-        node = self._files.find(old)
-        replaced = self._files.find(new)
-        with ExitStack() as held:
-            plan = None
+        with self._files.turns.take(old, new):
+            node, plan = self._files.find(old), None
             if node is not None:
-                held.enter_context(self._files.turn(node))
                 with node.state:
                     plan = node.plan()
-            if replaced is not None:
-                replaced.gone = True  # so that a store of it that is under way does not come back after ours
             try:
                 left, record = self._move_record(old, new, node, plan, keep_target)
             except BaseException:
-                if replaced is not None:
-                    replaced.gone = False
                 if node is not None and plan is not None:
                     with node.state:
                         node.keep(plan)
                 raise
             self._files.rekey(old, new)
+            self._moved(old, new, left, record)
             if node is not None:
                 with node.state:
-                    node.settle(plan or Plan(new, None, [], node.flags, None), record)
-        self._moved(old, new, left, record)
+                    node.settle(record)
 
     def _move_record(
         self, old: str, new: str, node: Optional[Node], plan: Optional[Plan], keep_target: bool
@@ -114,9 +125,8 @@ class Moves:
             flags = source.flags if source else 0
             if plan is not None:
                 value = bytes(edits.replay(value, plan.edits))
-                flags = plan.flags if plan.flags is not None else flags
                 if source is None and plan.creation is not None:
-                    flags = plan.flags if plan.flags is not None else plan.creation.flags
+                    flags = plan.creation.flags
             target = None if keep_target else self._records.get(new)
             brought = self._flags.for_rename(old, flags, target.flags if target else 0)
             try:
@@ -172,25 +182,24 @@ class Moves:
 
     def move_tree(self, old: str, new: str) -> None:
         """Rename every key below a prefix, the open files and their unsaved edits with them."""
-        with ExitStack() as held:
+        with self._files.turns.take(below=(old, new)):
             nodes = {node.key: node for node in self._files.below(old)}
-            for _, node in sorted(nodes.items()):
-                held.enter_context(self._files.turn(node))
             moved = 0
             try:
                 for batch in self._batches(self._backend.tree(old), old, new):
                     self._move_batch(batch, old, new, nodes)
                     moved += len(batch)
+                    self._patience.begin()  # Consul answers: the rest has its whole time too
             except BaseException as error:
                 log.error("renaming %r to %r stopped after %d keys: %s", old, new, moved, error)
                 raise
             for key, node in nodes.items():
                 if node.key == key:  # never stored, so nothing of it was moved
                     self._files.rekey(key, new + key[len(old) :])
-        self._records.cache.forget_below(old)
-        self._records.cache.forget_below(new)
-        self._times.rename(old, new)
-        self._inodes.rename(old, new)
+            self._records.cache.forget_below(old)
+            self._records.cache.forget_below(new)
+            self._times.rename(old, new)
+            self._inodes.rename(old, new)
 
     def _batches(self, records: Sequence[Record], old: str, new: str) -> Iterator[list[Record]]:
         """The records in portions that fit into a transaction; one that fits into none stands alone."""
@@ -224,7 +233,7 @@ class Moves:
             node = nodes.get(before.key)
             if node is not None:
                 with node.state:
-                    node.base = after
+                    node.rebase(after)
             self._moved(before.key, after.key, before.flags, after)
 
     def _move_single(self, record: Record, new: str) -> Record:

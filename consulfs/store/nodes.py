@@ -6,8 +6,7 @@
 A node's edits answer every reader of this mount at once and reach Consul in one transaction when a writer flushes.
 
 Locks. `OpenFiles._lock` owns the table: which key has which node, and which handles a node has. `Node.state` owns
-a node's content. Neither is held across a request: a store takes the node's `turn`, a flag that other stores,
-renames and deletes of the same key wait for (and can be interrupted in); readers and writers never wait for it.
+a node's content. Neither is held across a request: a store takes its turn at the key (`turns.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from consulfs.store.inodes import Inodes
 from consulfs.store.patience import Patience
 from consulfs.store.records import Records
 from consulfs.store.times import Times
+from consulfs.store.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,9 @@ class Plan:
     key: str
     base: Optional[Record]
     edits: list[Edit]
-    flags: Optional[int]
     creation: Optional[Creation]
+    doubts: list[Doubt]
+    flags: Optional[int] = None
 
 
 class Node:
@@ -75,12 +76,10 @@ class Node:
     def __init__(self, key: str, base: Optional[Record], creation: Optional[Creation] = None) -> None:
         self.key = key
         self.handles: set[int] = set()  # owned by the table's lock
-        self.state = threading.Condition()  # owns all that follows
-        self.busy = False
+        self.state = threading.Lock()  # owns all that follows
         self.gone = False
         self.base = base
         self.creation = creation
-        self.flags: Optional[int] = None
         self.content = bytearray(base.value if base else b"")
         self.pending: list[Edit] = []
         self.in_flight: list[Edit] = []
@@ -89,7 +88,13 @@ class Node:
 
     @property
     def dirty(self) -> bool:
-        return bool(self.pending or self.creation or self.flags is not None)
+        """Whether there is something to store."""
+        return bool(self.pending or self.creation)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the content is another than Consul's, as far as this mount can know."""
+        return not self.gone and (self.dirty or bool(self.in_flight))
 
     @property
     def exists(self) -> bool:
@@ -97,16 +102,13 @@ class Node:
         return not self.gone and (self.base is not None or self.creation is not None)
 
     def owes(self, owner: int) -> bool:
-        """Whether this handle has done something that is not stored."""
+        """Whether this handle has done something that is not stored, or not known to be."""
         created = self.creation is not None and self.creation.owner == owner
-        return created or self.flags is not None or any(edit.owner == owner for edit in self.pending)
+        return created or any(edit.owner == owner for edit in self.in_flight + self.pending)
 
     def change(self, owner: int, change: edits.Change) -> None:
         edits.apply(self.content, change)
-        if len(self.pending) > self.sealed:
-            edits.record(self.pending, owner, change)
-        else:
-            self.pending.append(Edit(owner, change))
+        edits.record(self.pending, owner, change, self.sealed)
 
     def discard(self, owner: int) -> None:
         """Forget what one handle did, as though it had never been."""
@@ -118,7 +120,7 @@ class Node:
 
     def adopt(self, record: Record) -> None:
         """A newer record was read, and nothing is unsaved: go on from there."""
-        if self.dirty or self.in_flight or self.gone:
+        if self.unsaved or self.gone:
             return
         old = self.base.modify_index if self.base is not None else None
         new = record.modify_index
@@ -132,22 +134,26 @@ class Node:
         if self.gone or not self.dirty:
             return None
         self.in_flight, self.pending = self.pending, []
-        return Plan(self.key, self.base, self.in_flight, self.flags, self.creation)
+        return Plan(self.key, self.base, self.in_flight, self.creation, self.doubts)
 
     def keep(self, plan: Plan) -> None:
         """The store failed: what it held is pending again."""
-        self.base, self.creation = plan.base, plan.creation
+        self.base, self.creation, self.doubts = plan.base, plan.creation, plan.doubts
         self.pending = plan.edits + self.pending
         self.in_flight, self.sealed = [], len(plan.edits)
 
-    def settle(self, plan: Plan, record: Record) -> None:
+    def settle(self, record: Record) -> None:
         """The store succeeded."""
-        self.base, self.creation = record, None
+        self.creation = None
         self.in_flight, self.sealed, self.doubts = [], 0, []
-        if self.flags == plan.flags:
-            self.flags = None
-        if self.pending or self.content != record.value:
-            self.content = edits.replay(record.value, self.pending)
+        self.rebase(record)
+
+    def rebase(self, record: Record) -> None:
+        """Go on from a newer record, with what is unsaved."""
+        self.base = record
+        unsaved = self.in_flight + self.pending
+        if unsaved or self.content != record.value:
+            self.content = edits.replay(record.value, unsaved)
 
 
 @dataclass
@@ -177,6 +183,7 @@ class OpenFiles:
         self._times = times
         self._inodes = inodes
         self._flags = flags
+        self.turns = Turns(patience)
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
         self._handles: dict[int, Handle] = {}
@@ -203,14 +210,19 @@ class OpenFiles:
 
     def _attach(
         self, key: str, base: Optional[Record], creation: Optional[Creation], flags: int, opener: int
-    ) -> Handle:
-        """A new handle on the key's node, which is made where there is none."""
+    ) -> Optional[Handle]:
+        """A new handle on the key's node, which is made where there is none.
+
+        :return: None where there is no node any more and nothing to make one of
+        """
         number = next(self._numbers)
         if creation is not None:
             creation.owner = number
         with self._lock:
             node = self._nodes.get(key)
             if node is None:
+                if base is None and creation is None:
+                    return None
                 node = self._nodes[key] = Node(key, base, creation)
             node.handles.add(number)
             writable = flags & os.O_ACCMODE != os.O_RDONLY
@@ -238,32 +250,38 @@ class OpenFiles:
 
         :raises OSError: ESTALE where it does not: the kernel then looks the name up again, and creates it if it may
         """
-        node = self.find(key)
-        unsaved = node is not None and node.dirty
-        record = None if unsaved else self._records.get(key)
-        if record is None and not unsaved:
-            raise OSError(errno.ESTALE, "deleted by another host")
-        return self._attach(key, record, None, flags, opener)
+        while True:
+            node = self.find(key)
+            unsaved = node is not None and node.unsaved
+            record = None if unsaved else self._records.get(key)
+            if record is None and not unsaved:
+                raise OSError(errno.ESTALE, "deleted by another host")
+            handle = self._attach(key, record, None, flags, opener)
+            if handle is not None:
+                return handle
 
     def create(self, key: str, flags: int, opener: int, exclusive_at_close: bool) -> Handle:
         """Create a key. With O_EXCL it is stored at once, unless that is to be decided at close."""
         inherited = self._flags.created(key)
         exclusive = bool(flags & os.O_EXCL)
         node = self.find(key)
-        if node is not None and node.dirty:
+        if node is not None and node.unsaved:
             if exclusive:
                 raise OSError(errno.EEXIST, "being created here already")
             return self.open(key, flags, opener)
         if node is not None:
             self.abandon(node)  # another host deleted it under its readers
+        record, creation = None, None
         marker = self._records.get(key) if key.endswith("/") else None
         if marker is not None and not (marker.value or marker.flags):
-            handle = self._attach(key, marker, None, flags, opener)  # the directory's own key, with nothing in it yet
+            record = marker  # the directory's own key, with nothing in it yet
         elif exclusive and not exclusive_at_close:
-            handle = self._attach(key, self._create_now(key, inherited), None, flags & ~os.O_TRUNC, opener)
+            record, flags = self._create_now(key, inherited), flags & ~os.O_TRUNC
         else:
             creation = Creation(NO_OWNER, exclusive, inherited)
-            handle = self._attach(key, None, creation, flags, opener)
+        handle = self._attach(key, record, creation, flags, opener)
+        if handle is None:
+            raise AssertionError("a new node has a record or a creation")
         self._times.touch(key)
         return handle
 
@@ -297,7 +315,7 @@ class OpenFiles:
             self._admit(handle, end)
             change = edits.Append(bytearray(data)) if append else edits.Write(offset, bytearray(data))
             node.change(handle.number, change)
-            self._times.touch(node.key)
+            self._touch(node)
         return len(data)
 
     def truncate(self, handle: Handle, size: int) -> None:
@@ -305,7 +323,7 @@ class OpenFiles:
         with node.state:
             self._admit(handle, size)
             node.change(handle.number, edits.Truncate(size))
-            self._times.touch(node.key)
+            self._touch(node)
 
     def truncate_now(self, key: str, size: int, opener: int) -> None:
         """truncate(2): by name, and stored when it returns."""
@@ -317,23 +335,31 @@ class OpenFiles:
             self.release(handle)
 
     def set_flags(self, key: str, flags: int, opener: int) -> None:
-        """Set the key's flags: with the next store where something is unsaved, else at once."""
+        """Set the key's flags, at once and with the value that is stored; of a file that is not, with its own store."""
         handle = self.open(key, os.O_WRONLY, opener)
         node = handle.node
         try:
-            with node.state:
-                waits = node.dirty
-                node.flags = flags
-            self._times.touch(key)
-            self._flags.chosen(key)
-            if not waits:
-                self.store(node)
-        except BaseException:
-            with node.state:
-                node.flags = None
-            raise
+            if node.doubts:
+                self.store(node)  # first be certain of what was sent
+            with self.turn(node):
+                with node.state:
+                    if node.base is None and node.creation is not None:
+                        node.creation.flags = flags
+                        return
+                    plan = Plan(node.key, node.base, [], None, [], flags)
+                record = self._publish(node, plan)
+                if record is not None:
+                    self._stored(record)
+                    with node.state:
+                        node.rebase(record)
         finally:
+            self._flags.chosen(key)
+            self._touch(node)
             self._detach(handle)
+
+    def _touch(self, node: Node) -> None:
+        if not node.gone:  # its name may be another file's by now
+            self._times.touch(node.key)
 
     def _admit(self, handle: Handle, size: int) -> None:
         """Refuse what would grow the value past the server's limit, and all that this handle did before it."""
@@ -354,7 +380,7 @@ class OpenFiles:
         with node.state:
             if not node.owes(handle.number):
                 return
-            unwritten = node.flags is None and edits.only_sizes(node.pending)
+            unwritten = edits.only_sizes(node.in_flight + node.pending)
         if unwritten and self._is_open_elsewhere(handle, caller):
             return
         self.store(node)
@@ -380,13 +406,14 @@ class OpenFiles:
             self._detach(handle)
 
     def store_all(self) -> None:
-        """The mount ends: store whatever is unsaved."""
+        """The mount ends: store whatever is unsaved, as long as Consul takes it."""
+        self._patience.begin()
         for node in self.below(""):
-            with self._patience.fresh():
-                try:
-                    self.store(node)
-                except Exception as error:
-                    log.error("%r: %d bytes could not be stored and are lost: %s", node.key, len(node.content), error)
+            try:
+                self.store(node)
+                self._patience.begin()  # it answers: the next one has its whole time too
+            except Exception as error:
+                log.error("%r: %d bytes could not be stored and are lost: %s", node.key, len(node.content), error)
 
     def store(self, node: Node) -> None:
         """Bring everything that is unsaved to Consul, in one write."""
@@ -401,29 +428,26 @@ class OpenFiles:
                 with node.state:
                     node.keep(plan)
                 raise
-            self._settle(node, plan, record)
+            if record is None:
+                self._records.cache.forget(plan.key)
+                return
+            self._stored(record)
+            with node.state:
+                node.settle(record)
 
     @contextmanager
     def turn(self, node: Node) -> Iterator[None]:
-        """Be the only one that stores, renames or deletes this key on this mount."""
-        with node.state:
-            self._patience.wait(node.state, lambda: not node.busy)
-            node.busy = True
-        try:
-            yield
-        finally:
-            with node.state:
-                node.busy = False
-                node.state.notify_all()
+        """Take the turn at a node's key, whatever it is called by then."""
+        while True:
+            key = node.key
+            with self.turns.take(key):
+                if node.key == key:
+                    yield
+                    return
 
-    def _settle(self, node: Node, plan: Plan, record: Optional[Record]) -> None:
-        if record is None or node.gone:
-            self._records.cache.forget(plan.key)
-            return
+    def _stored(self, record: Record) -> None:
         self._records.cache.stored(record)
         self._times.stored(record.key, (record.value, record.flags), record.modify_index)
-        with node.state:
-            node.settle(plan, record)
 
     def _publish(self, node: Node, plan: Plan) -> Optional[Record]:
         """Compare-and-set until it holds: on a conflict read again and replay the edits on what is there now.
@@ -435,21 +459,24 @@ class OpenFiles:
             while True:
                 if base is not None and base.modify_index is None:
                     base = self._records.fresh(plan.key)  # a plain PUT told no index
-                stored = self._try(node, plan, base)
-                if stored is not None or node.gone:
+                    self._check_meaning(plan, base)
+                if node.gone:
+                    return None
+                stored = self._try(plan, base)
+                if stored is not None:
                     return stored
                 attempt += 1
                 self._patience.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))
                 base = self._records.fresh(plan.key)
-                if base is not None and self._is_done(node, plan, base):
+                if base is not None and self._is_done(plan, base):
                     return base
                 self._check_meaning(plan, base)
         except OutOfTime as error:
-            if attempt and not node.doubts:
+            if attempt and not plan.doubts:
                 raise OSError(errno.EAGAIN, f"{attempt} conflicts with other writers in a row") from error
             raise
 
-    def _try(self, node: Node, plan: Plan, base: Optional[Record]) -> Optional[Record]:
+    def _try(self, plan: Plan, base: Optional[Record]) -> Optional[Record]:
         """One compare-and-set; None where it met another state, or where nobody knows."""
         value = bytes(edits.replay(base.value if base else b"", plan.edits))
         flags = _flags_for(plan, base)
@@ -460,23 +487,23 @@ class OpenFiles:
         except StaleIndex:
             return None
         except (Uncertain, Interrupted, OutOfTime) as error:
-            node.doubts.append(Doubt(value, flags, len(plan.edits)))
+            plan.doubts.append(Doubt(value, flags, len(plan.edits)))
             if isinstance(error, Uncertain):
                 return None
             raise
 
     @staticmethod
-    def _is_done(node: Node, plan: Plan, fresh: Record) -> bool:
+    def _is_done(plan: Plan, fresh: Record) -> bool:
         """Whether nothing is left to store: all of it was applied by a store whose answer never came, or was
         nothing but the creation of a file that another host has created."""
-        for doubt in node.doubts:
+        for doubt in plan.doubts:
             sent, rest = plan.edits[: doubt.edits], plan.edits[doubt.edits :]
             same = fresh.value == doubt.value and fresh.flags == doubt.flags
             # Somebody else's append may have followed ours.
             followed = bool(sent) and all(isinstance(edit.change, edits.Append) for edit in sent)
             if same or (followed and fresh.value.startswith(doubt.value)):
                 plan.base, plan.edits, plan.creation = fresh, rest, None
-                node.doubts = []
+                plan.doubts = []
                 break
         exclusive = plan.creation is not None and plan.creation.exclusive
         return not plan.edits and not exclusive and plan.flags in (None, fresh.flags)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Callable
 
 from consulfs.errors import Interrupted, OutOfTime
@@ -44,7 +42,7 @@ class Patience:
         if self._interrupted():
             raise Interrupted
         if self.remaining() <= 0:
-            raise OutOfTime
+            raise OutOfTime("no answer in time")
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but no longer than the operation may last."""
@@ -58,13 +56,3 @@ class Patience:
         while not ready():
             condition.wait(SLICE)
             self.check()
-
-    @contextmanager
-    def fresh(self) -> Iterator[None]:
-        """Give what runs inside a whole timeout of its own (the last store at unmount, for each file)."""
-        before = getattr(self._local, "deadline", 0.0)
-        self.begin()
-        try:
-            yield
-        finally:
-            self._local.deadline = before

@@ -71,8 +71,9 @@ class Records:
         if listing is None:
             ticket = self.cache.ticket()
             listing = Listing.of(prefix, self._backend.names(prefix))
+            content = frozenset(listing.files | {name + "/" for name in listing.directories})
             self.cache.put_listing(prefix, listing, ticket)
-            self._times.seen(prefix, frozenset(listing.files | {name + "/" for name in listing.directories}))
+            self._times.seen(prefix, content)
         return listing
 
     def expect_scan(self, prefix: str, files: list[str]) -> None:

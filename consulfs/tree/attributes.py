@@ -48,8 +48,6 @@ def flags_of(file: File) -> int:
     """The flags as this mount's programs see them, stored or not."""
     if file.node is not None:
         with file.node.state:
-            if file.node.flags is not None:
-                return file.node.flags
             if file.node.base is None and file.node.creation is not None:
                 return file.node.creation.flags
     return file.record.flags if file.record is not None else 0

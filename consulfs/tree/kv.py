@@ -7,7 +7,8 @@
 A directory without a marker key exists because keys do. When the last of them is removed through this mount, the
 directory stays for the life of the mount, or until it is removed: `rm -r` and `mv` count on that. These are kept in
 `_empty`. A copy may bring foo%value before its directory foo: the key then shows under that name alone, so that the
-directory can still be made. These are kept in `_value_only`. Both are owned by `_lock`.
+directory can still be made. These are kept in `_value_only`; directories that were removed in `_former`. All three
+are owned by `_lock`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional, Union
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from consulfs import names
-from consulfs.consulate import Forbidden, Record, StaleIndex
-from consulfs.consulate.api.txn import operation
+from consulfs.consulate import Forbidden, Record
 from consulfs.store.backend import Backend
 from consulfs.store.cache import above
 from consulfs.store.moves import Moves
@@ -30,6 +30,9 @@ from consulfs.store.nodes import Node, OpenFiles
 from consulfs.store.records import Records
 from consulfs.store.times import Times
 from consulfs.tree.spot import Spot, name_of, reserved_below, step
+
+FORMER_SECONDS = 60.0
+"""For so long a removed directory's value is still found under its name "foo%value" as well."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class KVTree:
         self._lock = threading.Lock()
         self._empty: LRUCache[str, bool] = LRUCache(1 << 16)
         self._value_only: LRUCache[str, bool] = LRUCache(1 << 12)
+        self._former: TTLCache[str, bool] = TTLCache(1 << 12, FORMER_SECONDS)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -101,8 +105,11 @@ class KVTree:
             raise
         if spot is None:
             return Directory(self.root)
-        if not spot.value and self._is_directory(spot):
+        is_directory = self._is_directory(spot)
+        if is_directory and not spot.value:
             return Directory(spot.prefix)
+        if spot.value and not (is_directory or self._is_value_only(spot.prefix) or self._was_directory(spot.prefix)):
+            return None
         return self._file_at(spot)
 
     def existing(self, path: str) -> Entry:
@@ -130,7 +137,7 @@ class KVTree:
         files, directories, marker = self._records.cache.snapshot(listing)
         self._records.expect_scan(prefix, files)
         shown = set(directories) | {above(each)[1] for each in self._empty_below(prefix)}
-        keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists}
+        keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists and node.unsaved}
         if marker and is_carrying(self._records.get(prefix)):
             keys.add("")
         found = [(Spot(prefix, name), True) for name in shown]
@@ -146,8 +153,10 @@ class KVTree:
             raise OSError(errno.EROFS, "reserved for a virtual tree")
         try:
             spot, shortened = step(parent, name, self.root)
-        except names.UnmappableName as error:
+        except names.NotUTF8 as error:
             raise OSError(errno.EILSEQ, "a name must be UTF-8: Consul's JSON carries nothing else") from error
+        except names.UnmappableName as error:
+            raise OSError(errno.ENOENT, "another way to write a name: no key has this one") from error
         if shortened:
             spot = next((each for each, _ in self.entries(parent) if name_of(each, self.root) == name), None)
         if spot is None:
@@ -155,17 +164,23 @@ class KVTree:
         return spot
 
     def _is_directory(self, spot: Spot) -> bool:
-        if any(node.exists for node in self._files.below(spot.prefix)):
+        if self._has_unsaved(spot.prefix):
             return True
         try:
-            if spot.component in self._records.listing(spot.parent).directories:
+            listing = self._records.listing(spot.parent)
+            if spot.component in listing.directories:
                 return True
+            if spot.component in listing.files:
+                return False
         except Forbidden:
             pass
         if self._empty_below(spot.parent, spot.prefix):
             return True
         # Where ACLs are on, a listing hides what may not be read, and the way to it.
         return self._backend.acl_enabled and self._can_list(spot.prefix)
+
+    def _has_unsaved(self, prefix: str) -> bool:
+        return any(node.exists and node.unsaved for node in self._files.below(prefix))
 
     def _can_list(self, prefix: str) -> bool:
         try:
@@ -178,7 +193,7 @@ class KVTree:
         if not spot.key or (not spot.value and self._is_value_only(spot.prefix)):
             return None
         node = self._files.find(spot.key)
-        if node is not None and node.exists and (node.dirty or spot.component == ""):
+        if node is not None and node.exists and (node.unsaved or spot.component == ""):
             return File(spot.key, node, node.base)
         if not self._may_exist(spot):
             return None
@@ -219,11 +234,20 @@ class KVTree:
         spot = self._place(path)
         if not spot.key:
             raise OSError(errno.EINVAL, "Consul has no empty key")
-        if spot.value:
-            self._value_comes(spot.prefix, not self._is_directory(spot))
-        elif self._is_value_only(spot.prefix):
-            raise OSError(errno.EEXIST, "its value is there, as the value of a directory that is still to come")
+        alone = not self._is_directory(spot)
+        if spot.value and alone and self._file_at(Spot(spot.parent, spot.component)) is not None:
+            raise OSError(errno.EEXIST, "the key is there, under its plain name")
+        if not spot.value and self._is_value_only(spot.prefix):
+            if self._file_at(Spot(spot.parent, spot.component, True)) is not None:
+                raise OSError(errno.EEXIST, "its value is there, as the value of a directory that is still to come")
+            self._value_comes(spot.prefix, False)
         return spot
+
+    def file_made(self, spot: Spot) -> None:
+        """A file was made at a spot that `place_for_file` gave."""
+        if spot.value and not self._is_directory(spot):
+            self._value_comes(spot.prefix, True)  # its directory is still to come, as `cp -r` may have it
+        self._times.touch(spot.parent)
 
     def check_writable(self, key: str) -> None:
         """EACCES where the token may not write this key."""
@@ -243,13 +267,7 @@ class KVTree:
         if spot.value:
             raise OSError(errno.EINVAL, "this name is that of a directory's value")
         self.check_writable(spot.prefix)
-        marker = [operation("check-not-exists", spot.prefix), operation("set", spot.prefix, b"")]
-        try:
-            self._backend.settle(marker, lambda: self._records.fresh(spot.prefix) is not None)
-        except StaleIndex as error:
-            self._records.cache.forget(spot.prefix)
-            raise OSError(errno.EEXIST, "made by another host") from error
-        self._records.cache.stored(Record(spot.prefix, b""))
+        self._moves.make_marker(spot.prefix)
         self._times.touch(spot.prefix)
         self._value_comes(spot.prefix, False)
         self._left(spot.parent, empty=False)
@@ -263,12 +281,14 @@ class KVTree:
         below = self._backend.names(prefix)
         if any(name != prefix for name in below) or self._empty_below(prefix):
             raise OSError(errno.ENOTEMPTY, "there are keys below")
-        if any(node.exists for node in self._files.below(prefix)):
-            raise OSError(errno.ENOTEMPTY, "there are open files below")
+        if self._has_unsaved(prefix):
+            raise OSError(errno.ENOTEMPTY, "there are unsaved files below")
         if below:
             self._remove_marker(prefix)
         with self._lock:
             self._empty.pop(prefix, None)
+            # `rm -r` has read the name foo%value before the directory foo was removed: it holds for a while.
+            self._former[prefix] = True
         self._records.cache.directory_removed(prefix)
         self._times.forget(prefix)
         self._left(spot.parent)
@@ -282,7 +302,10 @@ class KVTree:
         if isinstance(entry, File):
             if isinstance(standing, Directory):
                 raise OSError(errno.EISDIR, "the new name is a directory")
-            self._rename_file(entry.key, self.place_for_file(new).key, keep_target)
+            target = self.place_for_file(new)
+            self._rename_file(entry.key, target.key, keep_target)
+            self._value_comes(source.prefix, False)
+            self.file_made(target)
         else:
             if isinstance(standing, File):
                 raise OSError(errno.ENOTDIR, "the new name is a file")
@@ -304,6 +327,8 @@ class KVTree:
         self.check_writable(new)
         if any(name != new for name in self._backend.names(new)) or self._empty_below(new):
             raise OSError(errno.ENOTEMPTY, "there are keys below the new name")
+        if is_carrying(self._records.fresh(new)) or self._has_unsaved(new):
+            raise OSError(errno.ENOTEMPTY, "the new name has a value of its own, or unsaved files")
         self._moves.move_tree(old, new)
         with self._lock:
             for prefix in [each for each in self._empty if each.startswith(old)]:
@@ -315,9 +340,7 @@ class KVTree:
             raise OSError(errno.ENOTEMPTY, "its own key has a value or flags: see %empty in it")
         self.check_writable(prefix)
         if marker is not None:
-            delete = operation("delete-cas", prefix, index=marker.modify_index)
-            self._backend.settle([delete], lambda: self._records.fresh(prefix) is None)
-            self._records.cache.removed(prefix)
+            self._moves.remove_marker(prefix, marker)
 
     def _place(self, path: str) -> Spot:
         try:
@@ -343,6 +366,10 @@ class KVTree:
                 self._value_only[prefix] = True
             else:
                 self._value_only.pop(prefix, None)
+
+    def _was_directory(self, prefix: str) -> bool:
+        with self._lock:
+            return prefix in self._former
 
     def _is_value_only(self, prefix: str) -> bool:
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.api.base import Endpoint
 
@@ -24,7 +24,7 @@ class ACL(Endpoint):
         """
         return dict(self._read("acl/token/self", **query).body)
 
-    def authorize(self, requests: Sequence[tuple[str, str, str]]) -> list[bool]:
+    def authorize(self, requests: Sequence[tuple[str, str, str]], timeout: Optional[float] = None) -> list[bool]:
         """Whether the token may do each (resource, access, name), such as ("key", "write", "app/feature").
 
         Consul's own UI asks this way; the path is internal and undocumented, there since 1.5. It costs no commit.
@@ -33,5 +33,5 @@ class ACL(Endpoint):
         :raises NotFound: the server is too old
         """
         body = [{"Resource": resource, "Access": access, "Segment": name} for resource, access, name in requests]
-        answer = self._write("internal/acl/authorize", body, method="POST")
+        answer = self._write("internal/acl/authorize", body, method="POST", timeout=timeout)
         return [bool(each["Allow"]) for each in answer.body]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from consulfs.consulate.models import Query
 
-CONSISTENCY = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
+CONSISTENCY: dict[str, dict[str, str]] = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
 
 Params = dict[str, Union[str, int, None]]
 
@@ -47,14 +47,11 @@ class Endpoint:
 
     def _read(self, path: str, params: Optional[Params] = None, **query: Unpack[Query]) -> Response:
         """GET, with the options that every read takes; 404 is returned, other errors are raised."""
-        options: Params = {"dc": query.get("dc", self._datacenter)}
-        consistency = query.get("consistency", "default")
-        if consistency not in CONSISTENCY:
-            raise ValueError(f"consistency is one of {', '.join(CONSISTENCY)}, not {consistency!r}")
-        options.update(CONSISTENCY[consistency])
+        options: Params = {"dc": query.get("dc") or self._datacenter}
+        options.update(consistency_of(query.get("consistency")))
         timeout = query.get("timeout")
-        if "index" in query:
-            options["index"] = query["index"]
+        if query.get("index") is not None:
+            options["index"] = query.get("index")
             wait = query.get("wait")
             options["wait"] = None if wait is None else duration(wait)
             held = DEFAULT_WAIT if wait is None else seconds(wait)
@@ -95,6 +92,13 @@ class Endpoint:
         if not answer.ok and not expected:
             raise_for(answer, f"{method} /v1/{path}")
         return answer
+
+
+def consistency_of(mode: Optional[str]) -> Params:
+    """The parameters of a consistency mode; raises ValueError for one that there is not."""
+    if mode not in (None, *CONSISTENCY):
+        raise ValueError(f"consistency is one of {', '.join(CONSISTENCY)}, not {mode!r}")
+    return dict(CONSISTENCY[mode or "default"])
 
 
 def segment(name: str) -> str:

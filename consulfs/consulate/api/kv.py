@@ -19,7 +19,7 @@ from urllib.parse import quote
 from consulfs.consulate.adapters import Response
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.api.txn import Txn, encode, operation
-from consulfs.consulate.exceptions import ClientError, KeyMissing, StaleIndex, TooLarge
+from consulfs.consulate.exceptions import ClientError, ConcurrentChange, KeyMissing, StaleIndex, TooLarge
 from consulfs.consulate.models import Record
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class KV(Endpoint):
 
     def delete(self, item: str, recurse: bool = False) -> bool:
         """Delete a key, or every key that begins with `item`. A missing key is no error."""
-        self.remove(item, recurse)
+        self.remove(item.lstrip("/"), recurse)
         return True
 
     def acquire_lock(
@@ -141,11 +141,11 @@ class KV(Endpoint):
     ) -> bool:
         """Take the key's lock for a session. As in Consul itself this WRITES the value and the flags."""
         params: Params = {"acquire": session, "cas": cas, "flags": flags}
-        return bool(self._write(_path(item), _encode(value), params).body)
+        return bool(self._write(_path(item.lstrip("/")), _encode(value), params).body)
 
     def release_lock(self, item: str, session: str) -> bool:
         """Give the key's lock back. As in Consul itself this WRITES an empty value and no flags."""
-        return bool(self._write(_path(item), None, {"release": session}).body)
+        return bool(self._write(_path(item.lstrip("/")), None, {"release": session}).body)
 
     def _store_safely(self, key: str, value: bytes, flags: Optional[int], replace: bool) -> bool:
         for attempt in range(CAS_ATTEMPTS):
@@ -158,7 +158,7 @@ class KV(Endpoint):
                 return True
             except StaleIndex:
                 time.sleep(random.uniform(0, 0.002 * (attempt + 1)))
-        raise StaleIndex(f"{key}: {CAS_ATTEMPTS} writes in a row met a concurrent change")
+        raise ConcurrentChange(f"{key}: {CAS_ATTEMPTS} writes in a row met a concurrent change")
 
     # -- exact -----------------------------------------------------------------------------------------------
 
@@ -255,8 +255,10 @@ class KV(Endpoint):
 
     @property
     def txn(self) -> Txn:
-        """Transactions with this endpoint's connection, datacenter and token."""
-        return Txn(self._uri, self._adapter, self._datacenter, self._token)
+        """Transactions with this endpoint's connection, datacenter and token; their answers are this endpoint's."""
+        txn = Txn(self._uri, self._adapter, self._datacenter, self._token)
+        txn._answers = self._answers
+        return txn
 
 
 def decode(value: bytes) -> Union[str, bytes]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import CONSISTENCY, Endpoint, Params, raise_for
+from consulfs.consulate.api.base import Endpoint, Params, consistency_of, raise_for
 from consulfs.consulate.exceptions import BY_STATUS, StaleIndex, TransactionFailed
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
     from consulfs.consulate.models import Query
 
-MAX_OPERATIONS = 64
-
 Operation = dict[str, Any]
 
 # What Consul 1.8 says of a check or compare-and-set that met another state (agent/consul/state/txn.go).
 _STALE = ("index is stale", "doesn't exist", " exists", "failed index check", "failed session check", "lock is")
+
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a key's name in those words, which may say anything
 
 
 def operation(
@@ -72,8 +74,10 @@ class Txn(Endpoint):
         :raises Forbidden: the token has no right to one of the operations
         :raises TooLarge: too many operations, or too many bytes
         """
-        params: Params = {"dc": query.get("dc", self._datacenter)}
-        params.update(CONSISTENCY[query.get("consistency", "default")])
+        if query.get("index") is not None:
+            raise ValueError("a transaction cannot wait: Consul has no blocking query for an odd key")
+        params: Params = {"dc": query.get("dc") or self._datacenter}
+        params.update(consistency_of(query.get("consistency")))
         answer = self._call(
             "PUT", "txn", params, encode(operations) if body is None else body, query.get("timeout"), conflict_ok=True
         )
@@ -89,7 +93,7 @@ def _raise_failed(answer: Response) -> None:
         raise_for(answer, "PUT /v1/txn")
         raise
     words = "; ".join(what for _, what in errors)
-    if any("ermission denied" in what for _, what in errors):
+    if any("ermission denied" in _QUOTED.sub("", what) for _, what in errors):
         raise BY_STATUS[403](f"PUT /v1/txn: {words}", 403)
-    stale = all(any(phrase in what for phrase in _STALE) for _, what in errors)
+    stale = all(any(phrase in _QUOTED.sub("", what) for phrase in _STALE) for _, what in errors)
     raise (StaleIndex if stale else TransactionFailed)(f"PUT /v1/txn: {words}", 409, errors)
