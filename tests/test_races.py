@@ -135,8 +135,8 @@ def test_a_reader_sees_what_was_moved(mnt, curl):
 def test_flags_are_set_whatever_becomes_of_the_writer(mnt, curl):
     curl.put("f", b"old")
     writer = opened(mnt.path / "f", os.O_WRONLY, b"new")
+    # (No curl in between: a child process that closes what it inherited publishes what was written.)
     os.setxattr(mnt.path / "f", "user.consul.flags", b"9")
-    assert (curl.get("f"), curl.flags("f")) == (b"old", 9)
     with pytest.raises(OSError):
         os.pwrite(writer, b"x", 1 << 20)
     with pytest.raises(OSError):
