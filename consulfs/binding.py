@@ -62,13 +62,15 @@ OPERATIONS = (
 ).split()
 
 
-def interrupted() -> bool:
+def interrupted(fatal: bool) -> bool:
     """Whether the program whose operation this thread serves is to end, by Ctrl-C or another signal.
+
+    :param fatal: only by one that it does not catch
 
     libfuse looks into the thread's request without asking whether there is one: outside an operation, in `init`
     and in `destroy` it would crash (measured on 3.14).
     """
-    return getattr(_thread, "in_request", False) and bool(_fuse.fuse_interrupted()) and is_to_end(_pid())
+    return getattr(_thread, "in_request", False) and bool(_fuse.fuse_interrupted()) and is_to_end(_pid(), fatal)
 
 
 def require_libfuse3() -> None:
@@ -230,6 +232,9 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]
 
     def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
         self._fs.rename(_name(old), _name(new), flags)
+        for number, path in list(self._directories.items()):  # those that are open go along
+            if (path + "/").startswith(_name(old) + "/"):
+                self._directories[number] = _name(new) + path[len(_name(old)) :]
 
     def mknod(self, path: bytes, mode: int, device: int) -> None:
         self._fs.mknod(_name(path), mode, _pid())

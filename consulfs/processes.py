@@ -18,7 +18,10 @@ ENDING = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP
 """What a program catches in order to stop what it does."""
 
 
-def has_open(pid: int, inode: int, name: str) -> Optional[bool]:
+MODE = os.O_ACCMODE | os.O_APPEND
+
+
+def has_open(pid: int, inode: int, name: str, mode: int) -> Optional[bool]:
     """Whether a process has this file open; None where that cannot be seen (another user's, another namespace's).
 
     A shell's `echo x > key` opens the file, duplicates the descriptor and closes the first before anything is written
@@ -27,6 +30,7 @@ def has_open(pid: int, inode: int, name: str) -> Optional[bool]:
     :param pid: a process or thread, as the FUSE request gives it; 0 for one outside this PID namespace
     :param inode: the file's number on the mount
     :param name: the file's name, for kernels before 5.14, whose fdinfo has no inode
+    :param mode: the O_ACCMODE and O_APPEND that it was opened with: a duplicate has the same
     """
     if pid <= 0:
         return None
@@ -36,15 +40,16 @@ def has_open(pid: int, inode: int, name: str) -> Optional[bool]:
         return False  # it has ended, and its descriptors with it
     except OSError:
         return None
-    return any(_is(pid, descriptor, inode, name) for descriptor in descriptors)
+    return any(_is(pid, descriptor, inode, name, mode) for descriptor in descriptors)
 
 
-def is_to_end(pid: int) -> bool:
+def is_to_end(pid: int, fatal: bool = False) -> bool:
     """Whether a signal waits for a thread that ends the program, or that it catches in order to end.
 
     The kernel interrupts a waiting operation for any signal. But a program whose child has ended, or whose timer has
     run, expects no EINTR from open(2) or stat(2): no local file system gives it one.
 
+    :param fatal: only what it does not catch
     :return: True as well where that cannot be seen
     """
     try:
@@ -56,11 +61,12 @@ def is_to_end(pid: int) -> bool:
         return True
     waiting = [number for number in range(1, 65) if (pending & ~blocked & ~ignored) >> (number - 1) & 1]
     return any(
-        number in ENDING if caught >> (number - 1) & 1 else number not in HARMLESS | STOPPING for number in waiting
+        number in ENDING and not fatal if caught >> (number - 1) & 1 else number not in HARMLESS | STOPPING
+        for number in waiting
     )
 
 
-def _is(pid: int, descriptor: str, inode: int, name: str) -> bool:
+def _is(pid: int, descriptor: str, inode: int, name: str, mode: int) -> bool:
     try:
         target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
         if not target.startswith("/"):
@@ -68,6 +74,8 @@ def _is(pid: int, descriptor: str, inode: int, name: str) -> bool:
         with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii", errors="replace") as info:
             fields = dict(line.split(":", 1) for line in info if ":" in line)
     except OSError:
+        return False
+    if (int(fields.get("flags", "0"), 8) ^ mode) & MODE:
         return False
     if "ino" in fields:
         return int(fields["ino"]) == inode

@@ -108,22 +108,26 @@ class Cache:
         with self._lock:
             return self._records.get(key)
 
-    def put(self, key: str, known: Known, ticket: int) -> None:
-        """What Consul said of a key."""
+    def put(self, key: str, known: Known, ticket: int) -> bool:
+        """What Consul said of a key; False where this mount has changed it meanwhile."""
         with self._lock:
-            if self._is_current(key, ticket):
+            current = self._is_current(key, ticket)
+            if current:
                 self._keep(key, known)
+            return current
 
     def listing(self, prefix: str) -> Optional[Listing]:
         """A directory's names, or None where nothing is known. For `in` only: iterate over `names`."""
         with self._lock:
             return self._listings.get(prefix)
 
-    def put_listing(self, prefix: str, listing: Listing, ticket: int) -> None:
-        """What Consul said of a directory."""
+    def put_listing(self, prefix: str, listing: Listing, ticket: int) -> bool:
+        """What Consul said of a directory; False where this mount has changed something in it meanwhile."""
         with self._lock:
-            if self._is_current(prefix, ticket):
+            current = self._is_current(prefix, ticket)
+            if current:
                 self._listings[prefix] = listing
+            return current
 
     def snapshot(self, listing: Listing) -> tuple[list[str], list[str], bool]:
         """A listing's files, directories and marker, for iterating over."""

@@ -6,9 +6,10 @@ the other host's append, and a truncation to nothing makes the whole last-writer
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Union
 
 COMPACT_AT = 256
 """So many edits are kept before neighbouring writes are merged: a database-like writer must not fill the memory."""
@@ -85,7 +86,8 @@ def record(edits: list[Edit], owner: int, change: Change, sealed: int = 0) -> No
         last.change.data.extend(change.data)  # type: ignore[union-attr]
         return
     edits.append(Edit(owner, change))
-    if len(edits) - sealed >= COMPACT_AT and len(edits) % COMPACT_AT == 0:
+    free = len(edits) - sealed
+    if free >= COMPACT_AT and free & (free - 1) == 0:  # each time that there are twice as many: linear in the end
         edits[sealed:] = compact(edits[sealed:])
 
 
@@ -117,11 +119,11 @@ def _merge(run: Sequence[Edit]) -> list[Edit]:
     spans: list[Write] = []
     for begin, end in _union((write.offset, write.offset + len(write.data)) for write in writes):
         spans.append(Write(begin, bytearray(end - begin)))
+    begins = [span.offset for span in spans]
     for write in writes:
-        span = _span_of(spans, write.offset)
-        if span is not None:
-            start = write.offset - span.offset
-            span.data[start : start + len(write.data)] = write.data
+        span = spans[bisect_right(begins, write.offset) - 1]
+        start = write.offset - span.offset
+        span.data[start : start + len(write.data)] = write.data
     return [Edit(run[0].owner, span) for span in spans]
 
 
@@ -133,7 +135,3 @@ def _union(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             joined.append((begin, end))
     return joined
-
-
-def _span_of(spans: Sequence[Write], offset: int) -> Optional[Write]:
-    return next((span for span in spans if span.offset <= offset <= span.offset + len(span.data)), None)

@@ -15,11 +15,13 @@ from typing import Optional
 
 from consulfs.consulate import Record, StaleIndex
 from consulfs.consulate.api.txn import Operation, encode, operation
+from consulfs.errors import Interrupted, OutOfTime
 from consulfs.store import edits
 from consulfs.store.backend import BATCH, Backend, Uncertain
+from consulfs.store.cache import lineage
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
-from consulfs.store.nodes import Node, OpenFiles, Plan
+from consulfs.store.nodes import Node, OpenFiles, Plan, Rename
 from consulfs.store.patience import Patience
 from consulfs.store.records import Records
 from consulfs.store.times import Times
@@ -27,7 +29,7 @@ from consulfs.store.times import Times
 log = logging.getLogger(__name__)
 
 MOVE_OPERATIONS = 3
-"""check-index, set, delete."""
+"""check-index, cas, delete."""
 
 
 class Moves:
@@ -56,12 +58,32 @@ class Moves:
     def remove(self, key: str) -> None:
         """Delete a key. Programs that have it open read on, and store nothing any more."""
         with self._files.turns.take(key):
-            self._backend.remove(key)
+            with self._patience.steadfast():
+                self._delete(key)
             node = self._files.find(key)
             if node is not None:
                 self._files.abandon(node)
             self._records.cache.removed(key)
             self._times.forget(key)
+
+    def _delete(self, key: str) -> None:
+        """Delete what is there, by its index: a delete that arrives late must not take what came after it."""
+        record = self._records.get(key)
+        created = record.create_index if record is not None else 0
+        while record is not None:
+            if record.modify_index is None:
+                record = self._records.fresh(key)
+                continue
+            try:
+                self._backend.transaction([operation("delete-cas", key, index=record.modify_index)])
+                return
+            except StaleIndex:
+                record = self._records.fresh(key)  # changed by another host: what is there now goes as well
+            except Uncertain:
+                record = self._records.fresh(key)
+                if record is not None and created and record.create_index != created:
+                    return  # ours was deleted, and another made since
+            self._patience.sleep(0.005)
 
     # -- a directory's own key -------------------------------------------------------------------------------
 
@@ -91,13 +113,15 @@ class Moves:
 
         :param keep_target: fail with EEXIST where the new name is taken (RENAME_NOREPLACE)
         """
+        self._be_certain(old)
         with self._files.turns.take(old, new):
             node, plan = self._files.find(old), None
             if node is not None:
                 with node.state:
                     plan = node.plan()
             try:
-                left, record = self._move_record(old, new, node, plan, keep_target)
+                with self._patience.steadfast():
+                    left, record = self._move_record(old, new, node, plan, keep_target)
             except BaseException:
                 if node is not None and plan is not None:
                     with node.state:
@@ -109,66 +133,79 @@ class Moves:
                 with node.state:
                     node.settle(record)
 
+    def _be_certain(self, key: str) -> None:
+        """Before a rename: what an earlier store of the file sent is there, or is not."""
+        node = self._files.find(key)
+        if node is not None and (node.doubts or node.rename is not None):
+            self._files.store(node)
+
     def _move_record(
         self, old: str, new: str, node: Optional[Node], plan: Optional[Plan], keep_target: bool
     ) -> tuple[int, Record]:
         """Move what is stored and what is not: (the flags that left the old name, the new record)."""
         source = node.base if node is not None else self._records.get(old)
-        never_stored = node is not None and node.base is None and node.creation is not None
+        target = None if keep_target else self._records.get(new)
+        never_stored = source is None and node is not None and node.creation is not None
         while True:
             if source is None and not never_stored:
                 raise OSError(errno.ENOENT, "deleted by another host")
-            if source is not None and source.modify_index is None:
-                source = self._records.fresh(old)
-                continue
-            value = source.value if source else b""
-            flags = source.flags if source else 0
+            value, flags = source.value if source else b"", source.flags if source else 0
             if plan is not None:
                 value = bytes(edits.replay(value, plan.edits))
-                if source is None and plan.creation is not None:
-                    flags = plan.creation.flags
-            target = None if keep_target else self._records.get(new)
+                flags = plan.creation.flags if source is None and plan.creation is not None else flags
             brought = self._flags.for_rename(old, flags, target.flags if target else 0)
+            rename = Rename(old, new, value, brought, len(plan.edits) if plan else 0)
             try:
-                return flags, self._swap(source, new, value, brought, keep_target)
-            except (StaleIndex, Uncertain) as error:
-                if self._arrived(old, new, value, brought, error):
-                    return flags, self._records.fresh(new) or Record(new, value, brought)
+                if _has_index(source) and _has_index(target):
+                    return flags, self._swap(source, target, rename)
+            except StaleIndex:
                 if keep_target and self._records.fresh(new) is not None:
-                    raise OSError(errno.EEXIST, "the new name is taken") from error
-                self._patience.sleep(0.005)
-                source = self._records.fresh(old)
-                never_stored = never_stored and source is None
+                    raise OSError(errno.EEXIST, "the new name is taken") from None
+            except Uncertain:
+                found = self._find_moved(rename)
+                if found is not None:
+                    return flags, found
+            self._patience.sleep(0.005)
+            source, target = self._records.fresh(old), None if keep_target else self._records.fresh(new)
+            never_stored = never_stored and source is None
 
-    def _swap(self, source: Optional[Record], new: str, value: bytes, flags: int, keep_target: bool) -> Record:
-        operations: list[Operation] = []
-        if keep_target:
-            operations.append(operation("check-not-exists", new))
+    def _find_moved(self, rename: Rename) -> Optional[Record]:
+        """After a move whose answer never came: the record at its new place, where it was done."""
+        try:
+            found = self._records.fresh(rename.new)
+            if found is not None and (found.value, found.flags) == (rename.value, rename.flags):
+                return found if self._records.fresh(rename.old) is None else None
+            return None
+        except BaseException:
+            self._files.doubt_rename(rename)
+            raise
+
+    def _swap(self, source: Optional[Record], target: Optional[Record], rename: Rename) -> Record:
+        """The move itself, if both places are still what was read: the new record.
+
+        :raises StaleIndex: one of them is not
+        :raises Uncertain: nobody knows whether it was done
+        """
+        index = (target.modify_index or 0) if target is not None else 0
+        operations = [operation("cas", rename.new, rename.value, rename.flags, index)]
         if source is not None:
-            operations.append(operation("check-index", source.key, index=source.modify_index))
-        operations.append(operation("set", new, value, flags))
-        if source is not None:
-            operations.append(operation("delete", source.key))
+            check = operation("check-index", source.key, index=source.modify_index)
+            operations = [check, *operations, operation("delete", source.key)]
         body = encode(operations)
-        if len(body) <= self._backend.txn_limit:
-            entries = self._backend.transaction(operations, body)
-            return Record.of(next(entry for entry in reversed(entries) if entry["Key"] == new), value)
-        return self._swap_large(source, new, value, flags, keep_target)
+        try:
+            if len(body) <= self._backend.txn_limit:
+                entries = self._backend.transaction(operations, body)
+                return Record.of(next(entry for entry in reversed(entries) if entry["Key"] == rename.new), rename.value)
+            return self._swap_large(source, index, rename)
+        except (Interrupted, OutOfTime):
+            self._files.doubt_rename(rename)
+            raise
 
-    def _swap_large(self, source: Optional[Record], new: str, value: bytes, flags: int, keep_target: bool) -> Record:
-        target = None if keep_target else self._records.fresh(new)
-        record = self._backend.store(new, value, flags, (target.modify_index or 0) if target else 0)
+    def _swap_large(self, source: Optional[Record], index: int, rename: Rename) -> Record:
+        record = self._backend.store(rename.new, rename.value, rename.flags, index)
         if source is not None:
             self._backend.transaction([operation("delete-cas", source.key, index=source.modify_index)])
         return record
-
-    def _arrived(self, old: str, new: str, value: bytes, flags: int, error: Exception) -> bool:
-        """After a move whose answer never came: whether it was done."""
-        if not isinstance(error, Uncertain):
-            return False
-        target = self._records.fresh(new)
-        done = target is not None and (target.value, target.flags) == (value, flags)
-        return done and self._records.fresh(old) is None
 
     def _moved(self, old: str, new: str, left: int, record: Record) -> None:
         self._records.cache.removed(old)
@@ -181,32 +218,41 @@ class Moves:
     # -- a directory -----------------------------------------------------------------------------------------
 
     def move_tree(self, old: str, new: str) -> None:
-        """Rename every key below a prefix, the open files and their unsaved edits with them."""
+        """Rename every key below a prefix, the open files and their unsaved edits with them.
+
+        :raises OSError: EEXIST where another host makes one of the new names meanwhile
+        """
+        for node in self._files.below(old):
+            self._be_certain(node.key)
         with self._files.turns.take(below=(old, new)):
-            nodes = {node.key: node for node in self._files.below(old)}
-            moved = 0
+            move = _TreeMove(old, new, self._records.fresh(new))
+            moved: list[str] = []
             try:
-                for batch in self._batches(self._backend.tree(old), old, new):
-                    self._move_batch(batch, old, new, nodes)
-                    moved += len(batch)
+                for batch in self._batches(self._backend.tree(old), move):
+                    with self._patience.steadfast():
+                        self._move_batch(batch, move)
+                    moved += [record.key for record in batch]
                     self._patience.begin()  # Consul answers: the rest has its whole time too
             except BaseException as error:
-                log.error("renaming %r to %r stopped after %d keys: %s", old, new, moved, error)
+                log.error("renaming %r to %r stopped after %d keys: %s", old, new, len(moved), error)
                 raise
-            for key, node in nodes.items():
-                if node.key == key:  # never stored, so nothing of it was moved
-                    self._files.rekey(key, new + key[len(old) :])
-            self._records.cache.forget_below(old)
-            self._records.cache.forget_below(new)
-            self._times.rename(old, new)
-            self._inodes.rename(old, new)
+            finally:
+                self._records.cache.forget_below(old)
+                self._records.cache.forget_below(new)
+            never_stored = [node.key for node in self._files.below(old)]
+            for key in never_stored:
+                self._files.rekey(key, move.target(key))
+            prefixes = {each for key in moved + never_stored for each in lineage(key) if each.startswith(old)} | {old}
+            for name in (prefixes | set(never_stored)) - set(moved):
+                self._times.rename(name, move.target(name))
+                self._inodes.rename(name, move.target(name))
 
-    def _batches(self, records: Sequence[Record], old: str, new: str) -> Iterator[list[Record]]:
+    def _batches(self, records: Sequence[Record], move: _TreeMove) -> Iterator[list[Record]]:
         """The records in portions that fit into a transaction; one that fits into none stands alone."""
         batch: list[Record] = []
         size = 0
         for record in records:
-            cost = len(encode(_move_operations(record, new + record.key[len(old) :])))
+            cost = len(encode(move.operations(record)))
             if batch and (len(batch) >= BATCH // MOVE_OPERATIONS or size + cost > self._backend.txn_limit):
                 yield batch
                 batch, size = [], 0
@@ -215,41 +261,82 @@ class Moves:
         if batch:
             yield batch
 
-    def _move_batch(self, batch: Sequence[Record], old: str, new: str, nodes: dict[str, Node]) -> None:
-        operations = [step for each in batch for step in _move_operations(each, new + each.key[len(old) :])]
+    def _move_batch(self, batch: Sequence[Record], move: _TreeMove) -> None:
+        operations = [step for record in batch for step in move.operations(record)]
         body = encode(operations)
         try:
-            if len(batch) > 1 or len(body) <= self._backend.txn_limit:
-                entries = {entry["Key"]: entry for entry in self._backend.transaction(operations, body)}
-                arrived = [Record.of(entries[new + each.key[len(old) :]], each.value) for each in batch]
-            else:
-                each = batch[0]
-                arrived = [self._swap_large(each, new + each.key[len(old) :], each.value, each.flags, False)]
+            if len(body) > self._backend.txn_limit:
+                raise StaleIndex("too large for a transaction")
+            entries = {entry["Key"]: entry for entry in self._backend.transaction(operations, body)}
         except (StaleIndex, Uncertain):
             # Somebody wrote one of them, or nobody knows: one at a time sorts that out.
-            arrived = [self._move_single(each, new + each.key[len(old) :]) for each in batch]
-        for before, after in zip(batch, arrived):
-            self._files.rekey(before.key, after.key)
-            node = nodes.get(before.key)
-            if node is not None:
-                with node.state:
-                    node.rebase(after)
-            self._moved(before.key, after.key, before.flags, after)
+            for record in batch:
+                arrived = self._move_single(record, move)
+                if arrived is not None:
+                    self._arrived(record, arrived)
+        except (Interrupted, OutOfTime):
+            for record in batch:
+                self._files.doubt_rename(Rename(record.key, move.target(record.key), record.value, record.flags, 0))
+            raise
+        else:
+            for record in batch:
+                self._arrived(record, Record.of(entries[move.target(record.key)], record.value))
 
-    def _move_single(self, record: Record, new: str) -> Record:
-        source: Optional[Record] = self._records.fresh(record.key)
+    def _move_single(self, record: Record, move: _TreeMove) -> Optional[Record]:
+        """Move one key; None where another host has deleted it."""
+        new = move.target(record.key)
+        source = self._records.fresh(record.key)
+        target = move.standing(record.key)
         while source is not None:
+            rename = Rename(record.key, new, source.value, source.flags, 0)
             try:
-                return self._swap(source, new, source.value, source.flags, keep_target=False)
-            except (StaleIndex, Uncertain):
-                self._patience.sleep(0.005)
-                source = self._records.fresh(record.key)
-        return self._records.fresh(new) or record
+                return self._swap(source, target, rename)
+            except StaleIndex:
+                if target is None and self._records.fresh(new) is not None:
+                    raise OSError(errno.EEXIST, f"another host has made {new!r} meanwhile") from None
+                target = self._records.fresh(new) if target is not None else None
+            except Uncertain:
+                found = self._find_moved(rename)
+                if found is not None:
+                    return found
+            self._patience.sleep(0.005)
+            source = self._records.fresh(record.key)
+        found = self._records.fresh(new)
+        return found if found is not None and found.value == record.value else None
+
+    def _arrived(self, before: Record, after: Record) -> None:
+        """One key of a directory is at its new place: its open file follows."""
+        node = self._files.find(before.key)
+        self._files.rekey(before.key, after.key)
+        if node is not None:
+            with node.state:
+                node.rebase(after)
+        self._moved(before.key, after.key, before.flags, after)
 
 
-def _move_operations(record: Record, new: str) -> list[Operation]:
-    return [
-        operation("check-index", record.key, index=record.modify_index),
-        operation("set", new, record.value, record.flags),
-        operation("delete", record.key),
-    ]
+class _TreeMove:
+    """From which prefix to which; `marker` is the target directory's own key, where it has one."""
+
+    def __init__(self, old: str, new: str, marker: Optional[Record]) -> None:
+        self.old, self.new, self._marker = old, new, marker
+
+    def target(self, key: str) -> str:
+        return self.new + key[len(self.old) :]
+
+    def standing(self, key: str) -> Optional[Record]:
+        """What may stand at the new place of a key: the marker of an empty directory, and nothing else."""
+        return self._marker if key == self.old else None
+
+    def operations(self, record: Record) -> list[Operation]:
+        standing = self.standing(record.key)
+        index = (standing.modify_index or 0) if standing is not None else 0
+        return [
+            operation("check-index", record.key, index=record.modify_index),
+            operation("cas", self.target(record.key), record.value, record.flags, index),
+            operation("delete", record.key),
+        ]
+
+
+def _has_index(record: Optional[Record]) -> bool:
+    """Whether a record can be checked for: after a plain PUT its index is not known."""
+    return record is None or record.modify_index is not None

@@ -59,6 +59,17 @@ class Doubt:
 
 
 @dataclass
+class Rename:
+    """A rename whose answer never came, and what it brought along: `edits` of the source's pending ones too."""
+
+    old: str
+    new: str
+    value: bytes
+    flags: int
+    edits: int
+
+
+@dataclass
 class Plan:
     """What one store is to bring to Consul; taken from the node, and given back where the store fails."""
 
@@ -85,6 +96,8 @@ class Node:
         self.in_flight: list[Edit] = []
         self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
         self.doubts: list[Doubt] = []
+        self.failed: set[int] = set()  # handles of which nothing is to be stored any more
+        self.rename: Optional[Rename] = None  # one that may have been applied
 
     @property
     def dirty(self) -> bool:
@@ -112,10 +125,13 @@ class Node:
 
     def discard(self, owner: int) -> None:
         """Forget what one handle did, as though it had never been."""
+        self.failed.add(owner)
+        for doubt in self.doubts:
+            doubt.edits = sum(edit.owner != owner for edit in self.pending[: doubt.edits])
+        self.sealed = sum(edit.owner != owner for edit in self.pending[: self.sealed])
         self.pending = [edit for edit in self.pending if edit.owner != owner]
         if self.creation is not None and self.creation.owner == owner:
             self.creation = None
-        self.sealed, self.doubts = 0, []
         self.content = edits.replay(self.base.value if self.base else b"", self.in_flight + self.pending)
 
     def adopt(self, record: Record) -> None:
@@ -141,6 +157,8 @@ class Node:
         self.base, self.creation, self.doubts = plan.base, plan.creation, plan.doubts
         self.pending = plan.edits + self.pending
         self.in_flight, self.sealed = [], len(plan.edits)
+        for owner in self.failed & {edit.owner for edit in plan.edits}:
+            self.discard(owner)
 
     def settle(self, record: Record) -> None:
         """The store succeeded."""
@@ -161,6 +179,7 @@ class Handle:
     """One open file description.
 
     :ivar opener: the process that opened it
+    :ivar mode: the flags that it was opened with
     :ivar failed: the errno that every later write and close of it gets; after EFBIG nothing of it is stored
     """
 
@@ -168,6 +187,7 @@ class Handle:
     node: Node
     writable: bool
     opener: int
+    mode: int
     failed: int = 0
 
 
@@ -226,7 +246,7 @@ class OpenFiles:
                 node = self._nodes[key] = Node(key, base, creation)
             node.handles.add(number)
             writable = flags & os.O_ACCMODE != os.O_RDONLY
-            handle = self._handles[number] = Handle(number, node, writable, opener)
+            handle = self._handles[number] = Handle(number, node, writable, opener, flags)
         with node.state:
             if base is not None:
                 node.adopt(base)
@@ -287,7 +307,8 @@ class OpenFiles:
 
     def _create_now(self, key: str, flags: int) -> Record:
         try:
-            record = self._backend.store(key, b"", flags, 0)
+            with self._patience.steadfast():
+                record = self._backend.store(key, b"", flags, 0)
         except StaleIndex as error:
             self._records.cache.forget(key)
             raise OSError(errno.EEXIST, "created by another host") from error
@@ -417,6 +438,7 @@ class OpenFiles:
 
     def store(self, node: Node) -> None:
         """Bring everything that is unsaved to Consul, in one write."""
+        self.settle_rename(node)
         with self.turn(node):
             with node.state:
                 plan = node.plan()
@@ -459,6 +481,8 @@ class OpenFiles:
             while True:
                 if base is not None and base.modify_index is None:
                     base = self._records.fresh(plan.key)  # a plain PUT told no index
+                    if base is not None and plan.doubts and self._is_done(plan, base):
+                        return base
                     self._check_meaning(plan, base)
                 if node.gone:
                     return None
@@ -519,7 +543,7 @@ class OpenFiles:
     def _is_open_elsewhere(self, handle: Handle, caller: int) -> bool:
         """Whether the caller or the opener still has the file open; where that cannot be seen, release stores."""
         inode, name = self._inodes.number(handle.node.key), handle.node.key.rsplit("/", 1)[-1]
-        return any(has_open(pid, inode, name) is not False for pid in {caller, handle.opener})
+        return any(has_open(pid, inode, name, handle.mode) is not False for pid in {caller, handle.opener})
 
     # -- renames and deletes ---------------------------------------------------------------------------------
 
@@ -533,6 +557,31 @@ class OpenFiles:
         if replaced is not None and replaced is not node:
             with replaced.state:
                 replaced.gone = True
+
+    def settle_rename(self, node: Node) -> None:
+        """Before anything is stored: learn what became of a rename whose answer never came."""
+        rename = node.rename
+        if rename is None:
+            return
+        moved = self._records.fresh(rename.new)
+        applied = moved is not None and (moved.value, moved.flags) == (rename.value, rename.flags)
+        if applied and moved is not None and self._records.fresh(rename.old) is None:
+            renamed = self.find(rename.old)
+            self.rekey(rename.old, rename.new)
+            if renamed is not None:
+                with renamed.state:
+                    renamed.creation, renamed.doubts, renamed.sealed = None, [], 0
+                    renamed.pending = renamed.pending[rename.edits :]
+                    renamed.rebase(moved)
+        node.rename = None
+
+    def doubt_rename(self, rename: Rename) -> None:
+        """A rename may have been applied: whoever stores one of its two files next looks first."""
+        for key in (rename.old, rename.new):
+            node = self.find(key)
+            if node is not None:
+                node.rename = rename
+            self._records.cache.forget(key)
 
     def abandon(self, node: Node) -> None:
         """The file was deleted: its handles read on and store nothing."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Callable
 
 from consulfs.errors import Interrupted, OutOfTime
@@ -16,10 +18,10 @@ class Patience:
     """The deadline of the operation that a thread serves. Thread-local: it needs no lock.
 
     :param timeout: seconds that an operation may take
-    :param interrupted: whether the caller of this thread's operation got a signal
+    :param interrupted: whether the caller of this thread's operation is to end; with True, whether it must
     """
 
-    def __init__(self, timeout: float, interrupted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, timeout: float, interrupted: Callable[[bool], bool] = lambda fatal: False) -> None:
         self.timeout = timeout
         self._interrupted = interrupted
         self._local = threading.local()
@@ -39,10 +41,23 @@ class Patience:
         :raises Interrupted: the caller was interrupted
         :raises OutOfTime: the operation's time is over
         """
-        if self._interrupted():
+        if self._interrupted(getattr(self._local, "steadfast", False)):
             raise Interrupted
         if self.remaining() <= 0:
             raise OutOfTime("no answer in time")
+
+    @contextmanager
+    def steadfast(self) -> Iterator[None]:
+        """What runs inside is ended by a signal that kills only: it would be done, and its program told that it is not.
+
+        A program that catches SIGINT and tries again would meet its own new name: EEXIST, ENOENT.
+        """
+        before = getattr(self._local, "steadfast", False)
+        self._local.steadfast = True
+        try:
+            yield
+        finally:
+            self._local.steadfast = before
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but no longer than the operation may last."""

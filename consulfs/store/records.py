@@ -23,6 +23,10 @@ SCAN_BYTES = 4 << 20
 """A batch over this many bytes makes the next ones smaller: the answer has to be held in memory."""
 
 
+ATTEMPTS = 5
+"""So often is asked again where this mount changed what it asked for while the answer was under way."""
+
+
 class Scan:
     """A directory that was just read: its keys in the order of the names, and how many to fetch at once."""
 
@@ -68,12 +72,15 @@ class Records:
         :raises Forbidden: they may not be listed
         """
         listing = self.cache.listing(prefix)
-        if listing is None:
+        attempts = 0
+        while listing is None:
             ticket = self.cache.ticket()
-            listing = Listing.of(prefix, self._backend.names(prefix))
-            content = frozenset(listing.files | {name + "/" for name in listing.directories})
-            self.cache.put_listing(prefix, listing, ticket)
-            self._times.seen(prefix, content)
+            found = Listing.of(prefix, self._backend.names(prefix))
+            content = frozenset(found.files | {name + "/" for name in found.directories})
+            attempts += 1
+            if self.cache.put_listing(prefix, found, ticket) or attempts >= ATTEMPTS:
+                listing = found
+                self._times.seen(prefix, content)
         return listing
 
     def expect_scan(self, prefix: str, files: list[str]) -> None:
@@ -85,11 +92,14 @@ class Records:
             self._scans[prefix] = Scan([prefix + name for name in files])
 
     def _fetch(self, key: str) -> Record | Missing:
-        ticket = self.cache.ticket()
-        record = self._backend.read(key)
-        known = MISSING if record is None else record
-        self.cache.put(key, known, ticket)
-        return known
+        attempts = 0
+        while True:
+            ticket = self.cache.ticket()
+            record = self._backend.read(key)
+            known = MISSING if record is None else record
+            attempts += 1
+            if self.cache.put(key, known, ticket) or attempts >= ATTEMPTS:
+                return known
 
     def _fetch_in_scan(self, key: str) -> Optional[Record]:
         prefix = place(key)[0]
@@ -102,8 +112,7 @@ class Records:
             return None
         ticket = self.cache.ticket()
         found = self._backend.read_many(keys)
-        for record in found.values():
-            self.cache.put(record.key, record, ticket)
+        outdated = {record.key for record in found.values() if not self.cache.put(record.key, record, ticket)}
         size = sum(len(record.value) for record in found.values())
         scan.batch = max(4, scan.batch // 2) if size > SCAN_BYTES else min(BATCH, scan.batch * 2)
-        return found.get(key)
+        return None if key in outdated else found.get(key)
