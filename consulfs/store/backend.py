@@ -1,9 +1,8 @@
 """The talk with Consul: retries within the operation's time, what is uncertain said so, and who may write what.
 
-reads           repeated until they succeed or the time is over
-deletes         the same: deleting twice is deleting
-other writes    repeated while it is certain that nothing was applied; after that `Uncertain`, and the caller
-                reads back before it says that the write failed
+Reads are repeated until they succeed or the time is over. Writes are repeated while it is certain that nothing was
+applied; after that they are `Uncertain`, and the caller reads back before it says that the write failed. Every write
+names the index that it expects, deletes too: one that arrives late must not touch what was stored after it.
 """
 
 from __future__ import annotations
@@ -134,17 +133,14 @@ class Backend:
         """
         while True:
             try:
-                self.transaction(operations)
+                with self._patience.steadfast():
+                    self.transaction(operations)
                 return
             except Uncertain as error:
                 log.debug("looking whether it was applied: %s", error)
                 if applied():
                     return
                 self._patience.sleep(0.05)
-
-    def remove(self, key: str) -> None:
-        """Delete a key; one that is not there is deleted already."""
-        self._read(lambda left: self._consul.kv.remove(key, timeout=left))
 
     # -- rights ----------------------------------------------------------------------------------------------
 

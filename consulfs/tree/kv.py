@@ -29,7 +29,7 @@ from consulfs.store.moves import Moves
 from consulfs.store.nodes import Node, OpenFiles
 from consulfs.store.records import Records
 from consulfs.store.times import Times
-from consulfs.tree.spot import Spot, name_of, reserved_below, step
+from consulfs.tree.spot import Spot, reserved_below, step
 
 FORMER_SECONDS = 60.0
 """For so long a removed directory's value is still found under its name "foo%value" as well."""
@@ -158,10 +158,19 @@ class KVTree:
         except names.UnmappableName as error:
             raise OSError(errno.ENOENT, "another way to write a name: no key has this one") from error
         if shortened:
-            spot = next((each for each, _ in self.entries(parent) if name_of(each, self.root) == name), None)
+            spot = self._find_shortened(parent, name)
         if spot is None:
             raise OSError(errno.ENOENT, "a shortened name that stands for no key")
         return spot
+
+    def _find_shortened(self, parent: str, name: str) -> Optional[Spot]:
+        """The spot in a directory that has this name, with "%value" or without, whatever the other one is now."""
+        reserved = reserved_below(parent, self.root)
+        for each, _ in self.entries(parent):
+            for value in (False, True):
+                if names.encode(each.component, value, reserved) == name:
+                    return Spot(parent, each.component, value)
+        return None
 
     def _is_directory(self, spot: Spot) -> bool:
         if self._has_unsaved(spot.prefix):
@@ -354,9 +363,7 @@ class KVTree:
     def _left(self, prefix: str, empty: bool = True) -> None:
         """Something was removed from a directory (or added to it): its time changes, and it may not vanish."""
         self._times.touch(prefix)
-        listing = self._records.cache.listing(prefix)
-        more = listing is not None and (listing.files or listing.directories or listing.marker)
-        if empty and prefix != self.root and not more:
+        if empty and prefix != self.root and not self._can_list(prefix):
             self._stays(prefix)
 
     def _value_comes(self, prefix: str, first: bool) -> None:
