@@ -159,22 +159,23 @@ class Moves:
                 if _has_index(source) and _has_index(target):
                     return flags, self._swap(source, target, rename)
             except StaleIndex:
-                if keep_target and self._records.fresh(new) is not None:
-                    raise OSError(errno.EEXIST, "the new name is taken") from None
+                pass
             except Uncertain:
                 found = self._find_moved(rename)
                 if found is not None:
                     return flags, found
             self._patience.sleep(0.005)
-            source, target = self._records.fresh(old), None if keep_target else self._records.fresh(new)
+            source, target = self._records.fresh(old), self._records.fresh(new)
+            if keep_target and target is not None and not rename.brought(target):
+                raise OSError(errno.EEXIST, "the new name is taken")
             never_stored = never_stored and source is None
 
     def _find_moved(self, rename: Rename) -> Optional[Record]:
         """After a move whose answer never came: the record at its new place, where it was done."""
         try:
             found = self._records.fresh(rename.new)
-            if found is not None and (found.value, found.flags) == (rename.value, rename.flags):
-                return found if self._records.fresh(rename.old) is None else None
+            if found is not None and rename.brought(found) and self._records.fresh(rename.old) is None:
+                return found
             return None
         except BaseException:
             self._files.doubt_rename(rename)
@@ -292,15 +293,17 @@ class Moves:
             try:
                 return self._swap(source, target, rename)
             except StaleIndex:
-                if target is None and self._records.fresh(new) is not None:
-                    raise OSError(errno.EEXIST, f"another host has made {new!r} meanwhile") from None
-                target = self._records.fresh(new) if target is not None else None
+                pass
             except Uncertain:
                 found = self._find_moved(rename)
                 if found is not None:
                     return found
             self._patience.sleep(0.005)
-            source = self._records.fresh(record.key)
+            standing = self._records.fresh(new)
+            # A large value is set first and its source deleted then: what stands there may be ours.
+            if target is None and standing is not None and not rename.brought(standing):
+                raise OSError(errno.EEXIST, f"another host has made {new!r} meanwhile")
+            source, target = self._records.fresh(record.key), standing
         found = self._records.fresh(new)
         return found if found is not None and found.value == record.value else None
 

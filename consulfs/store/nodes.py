@@ -57,6 +57,10 @@ class Doubt:
     flags: int
     edits: int
 
+    def brought(self, record: Record) -> bool:
+        """Whether this is what it would have brought to the new name."""
+        return (record.value, record.flags) == (self.value, self.flags)
+
 
 @dataclass
 class Rename:
@@ -67,6 +71,10 @@ class Rename:
     value: bytes
     flags: int
     edits: int
+
+    def brought(self, record: Record) -> bool:
+        """Whether this is what it would have brought to the new name."""
+        return (record.value, record.flags) == (self.value, self.flags)
 
 
 @dataclass
@@ -564,8 +572,7 @@ class OpenFiles:
         if rename is None:
             return
         moved = self._records.fresh(rename.new)
-        applied = moved is not None and (moved.value, moved.flags) == (rename.value, rename.flags)
-        if applied and moved is not None and self._records.fresh(rename.old) is None:
+        if moved is not None and rename.brought(moved) and self._records.fresh(rename.old) is None:
             renamed = self.find(rename.old)
             self.rekey(rename.old, rename.new)
             if renamed is not None:

@@ -342,6 +342,7 @@ class KVTree:
         with self._lock:
             for prefix in [each for each in self._empty if each.startswith(old)]:
                 self._empty[new + prefix[len(old) :]] = self._empty.pop(prefix)
+            self._former[old] = True
 
     def _remove_marker(self, prefix: str) -> None:
         marker = self._records.fresh(prefix)
