@@ -275,7 +275,7 @@ FORMS = {
 def test_mount_8(agent, curl, tmp_path, form):
     curl.put("d/f", b"text")
     curl.put("f", b"text")
-    done = in_namespace(FORMS[form] + "; cat mnt/f; grep -c fuse.consulfs /proc/mounts; umount mnt", agent, tmp_path)
+    done = in_namespace(FORMS[form] + "; cat mnt/f; grep -c "$PWD/mnt fuse.consulfs" /proc/mounts; umount mnt", agent, tmp_path)
     assert (done.returncode, done.stdout) == (0, "text1\n"), done.stderr
     wait_gone(tmp_path / "mnt")
 
