@@ -275,7 +275,9 @@ FORMS = {
 def test_mount_8(agent, curl, tmp_path, form):
     curl.put("d/f", b"text")
     curl.put("f", b"text")
-    done = in_namespace(FORMS[form] + "; cat mnt/f; grep -c "$PWD/mnt fuse.consulfs" /proc/mounts; umount mnt", agent, tmp_path)
+    done = in_namespace(
+        FORMS[form] + "; cat mnt/f; grep -c $PWD/mnt.fuse.consulfs /proc/mounts; umount mnt", agent, tmp_path
+    )
     assert (done.returncode, done.stdout) == (0, "text1\n"), done.stderr
     wait_gone(tmp_path / "mnt")
 
@@ -308,6 +310,7 @@ def test_the_demo(folder):
     words[1] = "stop"
     subprocess.run(words, check=True, timeout=100, env=environment, capture_output=True)
     assert curl("GET", "status/leader")[0] == 0
+    assert subprocess.run(["pgrep", "-f", f"dev_port={port}"], capture_output=True).stdout == b""
     assert not folder.exists()
     folder.mkdir()
 
