@@ -25,7 +25,7 @@ from consulfs.store.cache import Cache
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
 from consulfs.store.moves import Moves
-from consulfs.store.nodes import OpenFiles
+from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.records import Records
 from consulfs.store.times import Times

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from consulfs.store.inodes import Inodes
-from consulfs.store.nodes import OpenFiles
+from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.times import Times
 from consulfs.tree import attributes

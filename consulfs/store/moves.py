@@ -21,7 +21,8 @@ from consulfs.store.backend import BATCH, Backend, Uncertain
 from consulfs.store.cache import lineage
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
-from consulfs.store.nodes import Node, OpenFiles, Plan, Rename
+from consulfs.store.node import Node, Plan, Rename
+from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.records import Records
 from consulfs.store.times import Times
@@ -154,7 +155,7 @@ class Moves:
                 value = bytes(edits.replay(value, plan.edits))
                 flags = plan.creation.flags if source is None and plan.creation is not None else flags
             brought = self._flags.for_rename(old, flags, target.flags if target else 0)
-            rename = Rename(old, new, value, brought, len(plan.edits) if plan else 0)
+            rename = Rename(value, brought, len(plan.edits) if plan else 0, old, new)
             try:
                 if _has_index(source) and _has_index(target):
                     return flags, self._swap(source, target, rename)
@@ -166,7 +167,7 @@ class Moves:
                     return flags, found
             self._patience.sleep(0.005)
             source, target = self._records.fresh(old), self._records.fresh(new)
-            if keep_target and target is not None and not rename.brought(target):
+            if keep_target and target is not None and not rename.is_in(target):
                 raise OSError(errno.EEXIST, "the new name is taken")
             never_stored = never_stored and source is None
 
@@ -174,7 +175,7 @@ class Moves:
         """After a move whose answer never came: the record at its new place, where it was done."""
         try:
             found = self._records.fresh(rename.new)
-            if found is not None and rename.brought(found) and self._records.fresh(rename.old) is None:
+            if found is not None and rename.is_in(found) and self._records.fresh(rename.old) is None:
                 return found
             return None
         except BaseException:
@@ -277,7 +278,7 @@ class Moves:
                     self._arrived(record, arrived)
         except (Interrupted, OutOfTime):
             for record in batch:
-                self._files.doubt_rename(Rename(record.key, move.target(record.key), record.value, record.flags, 0))
+                self._files.doubt_rename(Rename(record.value, record.flags, 0, record.key, move.target(record.key)))
             raise
         else:
             for record in batch:
@@ -289,7 +290,7 @@ class Moves:
         source = self._records.fresh(record.key)
         target = move.standing(record.key)
         while source is not None:
-            rename = Rename(record.key, new, source.value, source.flags, 0)
+            rename = Rename(source.value, source.flags, 0, record.key, new)
             try:
                 return self._swap(source, target, rename)
             except StaleIndex:
@@ -301,7 +302,7 @@ class Moves:
             self._patience.sleep(0.005)
             standing = self._records.fresh(new)
             # A large value is set first and its source deleted then: what stands there may be ours.
-            if target is None and standing is not None and not rename.brought(standing):
+            if target is None and standing is not None and not rename.is_in(standing):
                 raise OSError(errno.EEXIST, f"another host has made {new!r} meanwhile")
             source, target = self._records.fresh(record.key), standing
         found = self._records.fresh(new)

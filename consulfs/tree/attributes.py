@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from consulfs.store.nodes import OpenFiles
+from consulfs.store.openfiles import OpenFiles
 from consulfs.tree.kv import Directory, Entry, File
 
 FLAGS = "user.consul.flags"

@@ -26,7 +26,8 @@ from consulfs.consulate import Forbidden, Record
 from consulfs.store.backend import Backend
 from consulfs.store.cache import above
 from consulfs.store.moves import Moves
-from consulfs.store.nodes import Node, OpenFiles
+from consulfs.store.node import Node
+from consulfs.store.openfiles import OpenFiles
 from consulfs.store.records import Records
 from consulfs.store.times import Times
 from consulfs.tree.spot import Spot, reserved_below, step

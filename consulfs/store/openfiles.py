@@ -1,12 +1,7 @@
-"""Open files: what is written and not yet stored belongs to the key's node, not to one handle.
+"""Open files: the table of nodes and handles, and everything that is done through them.
 
-    Node     a key that is open: the record it was read from, the edits made since, the content that both give
-    Handle   one open file description, and what went wrong on it
-
-A node's edits answer every reader of this mount at once and reach Consul in one transaction when a writer flushes.
-
-Locks. `OpenFiles._lock` owns the table: which key has which node, and which handles a node has. `Node.state` owns
-a node's content. Neither is held across a request: a store takes its turn at the key (`turns.py`).
+Owner of the table (which key has which node, which handles a node has): `OpenFiles._lock`, never held across a request.
+A store, a rename and a delete of one key take turns (`turns.py`); readers and writers wait for nobody.
 """
 
 from __future__ import annotations
@@ -15,171 +10,27 @@ import errno
 import itertools
 import logging
 import os
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional
 
-from consulfs.consulate import ConsulateException, Record, StaleIndex, TooLarge
+from consulfs.consulate import ConsulateException, Record, StaleIndex
 from consulfs.errors import Interrupted, OutOfTime
 from consulfs.processes import has_open
 from consulfs.store import edits
 from consulfs.store.backend import Backend, Uncertain
-from consulfs.store.edits import Edit
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
+from consulfs.store.node import NO_OWNER, Creation, Node, Plan, Rename
 from consulfs.store.patience import Patience
+from consulfs.store.publish import Publisher
 from consulfs.store.records import Records
 from consulfs.store.times import Times
 from consulfs.store.turns import Turns
 
 log = logging.getLogger(__name__)
-
-NO_OWNER = 0
-
-
-@dataclass
-class Creation:
-    """A file that exists on this mount and not yet in Consul."""
-
-    owner: int
-    exclusive: bool
-    flags: int = 0
-
-
-@dataclass
-class Doubt:
-    """What a store sent whose answer never came, and how many of the pending edits it held."""
-
-    value: bytes
-    flags: int
-    edits: int
-
-    def brought(self, record: Record) -> bool:
-        """Whether this is what it would have brought to the new name."""
-        return (record.value, record.flags) == (self.value, self.flags)
-
-
-@dataclass
-class Rename:
-    """A rename whose answer never came, and what it brought along: `edits` of the source's pending ones too."""
-
-    old: str
-    new: str
-    value: bytes
-    flags: int
-    edits: int
-
-    def brought(self, record: Record) -> bool:
-        """Whether this is what it would have brought to the new name."""
-        return (record.value, record.flags) == (self.value, self.flags)
-
-
-@dataclass
-class Plan:
-    """What one store is to bring to Consul; taken from the node, and given back where the store fails."""
-
-    key: str
-    base: Optional[Record]
-    edits: list[Edit]
-    creation: Optional[Creation]
-    doubts: list[Doubt]
-    flags: Optional[int] = None
-
-
-class Node:
-    """An open key."""
-
-    def __init__(self, key: str, base: Optional[Record], creation: Optional[Creation] = None) -> None:
-        self.key = key
-        self.handles: set[int] = set()  # owned by the table's lock
-        self.state = threading.Lock()  # owns all that follows
-        self.gone = False
-        self.base = base
-        self.creation = creation
-        self.content = bytearray(base.value if base else b"")
-        self.pending: list[Edit] = []
-        self.in_flight: list[Edit] = []
-        self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
-        self.doubts: list[Doubt] = []
-        self.failed: set[int] = set()  # handles of which nothing is to be stored any more
-        self.rename: Optional[Rename] = None  # one that may have been applied
-
-    @property
-    def dirty(self) -> bool:
-        """Whether there is something to store."""
-        return bool(self.pending or self.creation)
-
-    @property
-    def unsaved(self) -> bool:
-        """Whether the content is another than Consul's, as far as this mount can know."""
-        return not self.gone and (self.dirty or bool(self.in_flight))
-
-    @property
-    def exists(self) -> bool:
-        """Whether the file is there for this mount's programs, stored or not."""
-        return not self.gone and (self.base is not None or self.creation is not None)
-
-    def owes(self, owner: int) -> bool:
-        """Whether this handle has done something that is not stored, or not known to be."""
-        created = self.creation is not None and self.creation.owner == owner
-        return created or any(edit.owner == owner for edit in self.in_flight + self.pending)
-
-    def change(self, owner: int, change: edits.Change) -> None:
-        edits.apply(self.content, change)
-        edits.record(self.pending, owner, change, self.sealed)
-
-    def discard(self, owner: int) -> None:
-        """Forget what one handle did, as though it had never been."""
-        self.failed.add(owner)
-        for doubt in self.doubts:
-            doubt.edits = sum(edit.owner != owner for edit in self.pending[: doubt.edits])
-        self.sealed = sum(edit.owner != owner for edit in self.pending[: self.sealed])
-        self.pending = [edit for edit in self.pending if edit.owner != owner]
-        if self.creation is not None and self.creation.owner == owner:
-            self.creation = None
-        self.content = edits.replay(self.base.value if self.base else b"", self.in_flight + self.pending)
-
-    def adopt(self, record: Record) -> None:
-        """A newer record was read, and nothing is unsaved: go on from there."""
-        if self.unsaved or self.gone:
-            return
-        old = self.base.modify_index if self.base is not None else None
-        new = record.modify_index
-        if self.base is None or (new is not None and (old is None or new > old)):
-            if self.base is None or self.base.value != record.value:
-                self.content = bytearray(record.value)
-            self.base = record
-
-    def plan(self) -> Optional[Plan]:
-        """Take what is to be stored, or None where there is nothing."""
-        if self.gone or not self.dirty:
-            return None
-        self.in_flight, self.pending = self.pending, []
-        return Plan(self.key, self.base, self.in_flight, self.creation, self.doubts)
-
-    def keep(self, plan: Plan) -> None:
-        """The store failed: what it held is pending again."""
-        self.base, self.creation, self.doubts = plan.base, plan.creation, plan.doubts
-        self.pending = plan.edits + self.pending
-        self.in_flight, self.sealed = [], len(plan.edits)
-        for owner in self.failed & {edit.owner for edit in plan.edits}:
-            self.discard(owner)
-
-    def settle(self, record: Record) -> None:
-        """The store succeeded."""
-        self.creation = None
-        self.in_flight, self.sealed, self.doubts = [], 0, []
-        self.rebase(record)
-
-    def rebase(self, record: Record) -> None:
-        """Go on from a newer record, with what is unsaved."""
-        self.base = record
-        unsaved = self.in_flight + self.pending
-        if unsaved or self.content != record.value:
-            self.content = edits.replay(record.value, unsaved)
 
 
 @dataclass
@@ -193,7 +44,6 @@ class Handle:
 
     number: int
     node: Node
-    writable: bool
     opener: int
     mode: int
     failed: int = 0
@@ -211,6 +61,7 @@ class OpenFiles:
         self._times = times
         self._inodes = inodes
         self._flags = flags
+        self._publisher = Publisher(backend, records, patience)
         self.turns = Turns(patience)
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
@@ -253,8 +104,7 @@ class OpenFiles:
                     return None
                 node = self._nodes[key] = Node(key, base, creation)
             node.handles.add(number)
-            writable = flags & os.O_ACCMODE != os.O_RDONLY
-            handle = self._handles[number] = Handle(number, node, writable, opener, flags)
+            handle = self._handles[number] = Handle(number, node, opener, flags)
         with node.state:
             if base is not None:
                 node.adopt(base)
@@ -376,7 +226,7 @@ class OpenFiles:
                         node.creation.flags = flags
                         return
                     plan = Plan(node.key, node.base, [], None, [], flags)
-                record = self._publish(node, plan)
+                record = self._publisher.publish(node, plan)
                 if record is not None:
                     self._stored(record)
                     with node.state:
@@ -453,7 +303,7 @@ class OpenFiles:
             if plan is None:
                 return
             try:
-                record = self._publish(node, plan)
+                record = self._publisher.publish(node, plan)
             except BaseException:
                 with node.state:
                     node.keep(plan)
@@ -479,75 +329,6 @@ class OpenFiles:
         self._records.cache.stored(record)
         self._times.stored(record.key, (record.value, record.flags), record.modify_index)
 
-    def _publish(self, node: Node, plan: Plan) -> Optional[Record]:
-        """Compare-and-set until it holds: on a conflict read again and replay the edits on what is there now.
-
-        :return: the record as stored; None where the file was deleted or replaced meanwhile
-        """
-        base, attempt = plan.base, 0
-        try:
-            while True:
-                if base is not None and base.modify_index is None:
-                    base = self._records.fresh(plan.key)  # a plain PUT told no index
-                    if base is not None and plan.doubts and self._is_done(plan, base):
-                        return base
-                    self._check_meaning(plan, base)
-                if node.gone:
-                    return None
-                stored = self._try(plan, base)
-                if stored is not None:
-                    return stored
-                attempt += 1
-                self._patience.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))
-                base = self._records.fresh(plan.key)
-                if base is not None and self._is_done(plan, base):
-                    return base
-                self._check_meaning(plan, base)
-        except OutOfTime as error:
-            if attempt and not plan.doubts:
-                raise OSError(errno.EAGAIN, f"{attempt} conflicts with other writers in a row") from error
-            raise
-
-    def _try(self, plan: Plan, base: Optional[Record]) -> Optional[Record]:
-        """One compare-and-set; None where it met another state, or where nobody knows."""
-        value = bytes(edits.replay(base.value if base else b"", plan.edits))
-        flags = _flags_for(plan, base)
-        try:
-            return self._backend.store(plan.key, value, flags, (base.modify_index or 0) if base else 0)
-        except TooLarge as error:
-            raise OSError(errno.EFBIG, str(error)) from error
-        except StaleIndex:
-            return None
-        except (Uncertain, Interrupted, OutOfTime) as error:
-            plan.doubts.append(Doubt(value, flags, len(plan.edits)))
-            if isinstance(error, Uncertain):
-                return None
-            raise
-
-    @staticmethod
-    def _is_done(plan: Plan, fresh: Record) -> bool:
-        """Whether nothing is left to store: all of it was applied by a store whose answer never came, or was
-        nothing but the creation of a file that another host has created."""
-        for doubt in plan.doubts:
-            sent, rest = plan.edits[: doubt.edits], plan.edits[doubt.edits :]
-            same = fresh.value == doubt.value and fresh.flags == doubt.flags
-            # Somebody else's append may have followed ours.
-            followed = bool(sent) and all(isinstance(edit.change, edits.Append) for edit in sent)
-            if same or (followed and fresh.value.startswith(doubt.value)):
-                plan.base, plan.edits, plan.creation = fresh, rest, None
-                plan.doubts = []
-                break
-        exclusive = plan.creation is not None and plan.creation.exclusive
-        return not plan.edits and not exclusive and plan.flags in (None, fresh.flags)
-
-    @staticmethod
-    def _check_meaning(plan: Plan, fresh: Optional[Record]) -> None:
-        """After a conflict: whether the edits still mean something on what is there now."""
-        if fresh is not None and plan.creation is not None and plan.creation.exclusive:
-            raise OSError(errno.EEXIST, "created by another host")
-        if fresh is None and plan.base is not None and not (plan.edits and edits.stands_alone(plan.edits)):
-            raise OSError(errno.ESTALE, "deleted by another host")
-
     def _is_open_elsewhere(self, handle: Handle, caller: int) -> bool:
         """Whether the caller or the opener still has the file open; where that cannot be seen, release stores."""
         inode, name = self._inodes.number(handle.node.key), handle.node.key.rsplit("/", 1)[-1]
@@ -572,7 +353,7 @@ class OpenFiles:
         if rename is None:
             return
         moved = self._records.fresh(rename.new)
-        if moved is not None and rename.brought(moved) and self._records.fresh(rename.old) is None:
+        if moved is not None and rename.is_in(moved) and self._records.fresh(rename.old) is None:
             renamed = self.find(rename.old)
             self.rekey(rename.old, rename.new)
             if renamed is not None:
@@ -597,14 +378,3 @@ class OpenFiles:
         with self._lock:
             if self._nodes.get(node.key) is node:
                 del self._nodes[node.key]
-
-
-def _flags_for(plan: Plan, base: Optional[Record]) -> int:
-    """The flags to store: those that were set, else those that stand, else those that the name had."""
-    if plan.flags is not None:
-        return plan.flags
-    if base is not None:
-        return base.flags
-    if plan.creation is not None:
-        return plan.creation.flags
-    return plan.base.flags if plan.base else 0

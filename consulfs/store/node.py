@@ -1,0 +1,166 @@
+"""An open key: the record it was read from, the edits made since, and the content that both give. No I/O.
+
+What is written and not yet stored belongs to the node, not to one handle: it answers every reader of this mount, and
+whoever stores takes all of it. A store takes a `Plan`, and settles it or gives it back.
+
+Owner of a node's content: `Node.state`. It is never held across a request.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Optional
+
+from consulfs.consulate import Record
+from consulfs.store import edits
+from consulfs.store.edits import Edit
+
+NO_OWNER = 0
+
+
+@dataclass
+class Creation:
+    """A file that exists on this mount and not yet in Consul."""
+
+    owner: int
+    exclusive: bool
+    flags: int = 0
+
+
+@dataclass
+class Doubt:
+    """What was sent to Consul and never answered, and how many of the pending edits it held."""
+
+    value: bytes
+    flags: int
+    edits: int
+
+    def is_in(self, record: Record) -> bool:
+        """Whether this is what Consul holds now."""
+        return (record.value, record.flags) == (self.value, self.flags)
+
+
+@dataclass
+class Rename(Doubt):
+    """A rename, and what it brings along; kept on the files where its answer never came."""
+
+    old: str
+    new: str
+
+
+@dataclass
+class Plan:
+    """What one store is to bring to Consul; taken from the node, and given back where the store fails."""
+
+    key: str
+    base: Optional[Record]
+    edits: list[Edit]
+    creation: Optional[Creation]
+    doubts: list[Doubt]
+    flags: Optional[int] = None
+
+    def flags_on(self, base: Optional[Record]) -> int:
+        """The flags to store: those that were set, else those that stand, else those that the name had."""
+        if self.flags is not None:
+            return self.flags
+        if base is not None:
+            return base.flags
+        if self.creation is not None:
+            return self.creation.flags
+        return self.base.flags if self.base else 0
+
+
+class Node:
+    """An open key."""
+
+    def __init__(self, key: str, base: Optional[Record], creation: Optional[Creation] = None) -> None:
+        self.key = key
+        self.handles: set[int] = set()  # owned by the table's lock
+        self.state = threading.Lock()  # owns all that follows
+        self.gone = False
+        self.base = base
+        self.creation = creation
+        self.content = bytearray(base.value if base else b"")
+        self.pending: list[Edit] = []
+        self.in_flight: list[Edit] = []
+        self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
+        self.doubts: list[Doubt] = []
+        self.failed: set[int] = set()  # handles of which nothing is to be stored any more
+        self.rename: Optional[Rename] = None  # one that may have been applied
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to store."""
+        return bool(self.pending or self.creation)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the content is another than Consul's, as far as this mount can know."""
+        return not self.gone and (self.dirty or bool(self.in_flight))
+
+    @property
+    def exists(self) -> bool:
+        """Whether the file is there for this mount's programs, stored or not."""
+        return not self.gone and (self.base is not None or self.creation is not None)
+
+    def owes(self, owner: int) -> bool:
+        """Whether this handle has done something that is not stored, or not known to be."""
+        created = self.creation is not None and self.creation.owner == owner
+        return created or any(edit.owner == owner for edit in self.in_flight + self.pending)
+
+    def change(self, owner: int, change: edits.Change) -> None:
+        edits.apply(self.content, change)
+        edits.record(self.pending, owner, change, self.sealed)
+
+    def discard(self, owner: int) -> None:
+        """Forget what one handle did, as though it had never been."""
+        self.failed.add(owner)
+        for doubt in self.doubts:
+            doubt.edits = sum(edit.owner != owner for edit in self.pending[: doubt.edits])
+        self.sealed = sum(edit.owner != owner for edit in self.pending[: self.sealed])
+        self.pending = [edit for edit in self.pending if edit.owner != owner]
+        if self.creation is not None and self.creation.owner == owner:
+            self.creation = None
+        self.content = edits.replay(self.base.value if self.base else b"", self.in_flight + self.pending)
+
+    def adopt(self, record: Record) -> None:
+        """A newer record was read, and nothing is unsaved: go on from there."""
+        if self.unsaved or self.gone:
+            return
+        old = self.base.modify_index if self.base is not None else None
+        new = record.modify_index
+        if self.base is None or (new is not None and (old is None or new > old)):
+            if self.base is None or self.base.value != record.value:
+                self.content = bytearray(record.value)
+            self.base = record
+
+    def plan(self) -> Optional[Plan]:
+        """Take what is to be stored, or None where there is nothing."""
+        if self.gone or not self.dirty:
+            return None
+        self.in_flight, self.pending = self.pending, []
+        return Plan(self.key, self.base, self.in_flight, self.creation, self.doubts)
+
+    def keep(self, plan: Plan) -> None:
+        """The store failed: what it held is pending again, less what was found to be applied."""
+        self.creation, self.doubts = plan.creation, plan.doubts
+        self.pending = plan.edits + self.pending
+        self.in_flight, self.sealed = [], len(plan.edits)
+        if plan.base is not None and plan.base is not self.base:
+            self.rebase(plan.base)
+        for owner in self.failed & {edit.owner for edit in plan.edits}:
+            self.discard(owner)
+
+    def settle(self, record: Record) -> None:
+        """The store succeeded."""
+        self.creation = None
+        self.in_flight, self.sealed, self.doubts = [], 0, []
+        self.rebase(record)
+
+    def rebase(self, record: Record) -> None:
+        """Go on from a newer record, with what is unsaved."""
+        self.base = record
+        unsaved = self.in_flight + self.pending
+        if unsaved or self.content != record.value:
+            self.content = edits.replay(record.value, unsaved)
