@@ -58,6 +58,7 @@ class Moves:
 
     def remove(self, key: str) -> None:
         """Delete a key. Programs that have it open read on, and store nothing any more."""
+        self._files.settle_rename(key)
         with self._files.turns.take(key):
             with self._patience.steadfast():
                 self._delete(key)
@@ -69,11 +70,12 @@ class Moves:
 
     def _delete(self, key: str) -> None:
         """Delete what is there, by its index: a delete that arrives late must not take what came after it."""
-        record = self._records.get(key)
+        record = self._records.get(key) or self._records.fresh(key)
         created = record.create_index if record is not None else 0
         while record is not None:
             if record.modify_index is None:
                 record = self._records.fresh(key)
+                created = record.create_index if record is not None else 0
                 continue
             try:
                 self._backend.transaction([operation("delete-cas", key, index=record.modify_index)])
@@ -115,6 +117,7 @@ class Moves:
         :param keep_target: fail with EEXIST where the new name is taken (RENAME_NOREPLACE)
         """
         self._be_certain(old)
+        self._files.settle_rename(new)
         with self._files.turns.take(old, new):
             node, plan = self._files.find(old), None
             if node is not None:
@@ -136,8 +139,9 @@ class Moves:
 
     def _be_certain(self, key: str) -> None:
         """Before a rename: what an earlier store of the file sent is there, or is not."""
+        self._files.settle_rename(key)
         node = self._files.find(key)
-        if node is not None and (node.doubts or node.rename is not None):
+        if node is not None and node.doubts:
             self._files.store(node)
 
     def _move_record(
@@ -155,7 +159,8 @@ class Moves:
                 value = bytes(edits.replay(value, plan.edits))
                 flags = plan.creation.flags if source is None and plan.creation is not None else flags
             brought = self._flags.for_rename(old, flags, target.flags if target else 0)
-            rename = Rename(value, brought, len(plan.edits) if plan else 0, old, new)
+            sent = len(plan.edits) if plan else 0
+            rename = Rename(value, brought, sent, old, new, _index(source), _index(target) or 0)
             try:
                 if _has_index(source) and _has_index(target):
                     return flags, self._swap(source, target, rename)
@@ -165,8 +170,12 @@ class Moves:
                 found = self._find_moved(rename)
                 if found is not None:
                     return flags, found
-            self._patience.sleep(0.005)
-            source, target = self._records.fresh(old), self._records.fresh(new)
+            try:
+                self._patience.sleep(0.005)
+                source, target = self._records.fresh(old), self._records.fresh(new)
+            except BaseException:
+                self._files.doubt_rename(rename)
+                raise
             if keep_target and target is not None and not rename.is_in(target):
                 raise OSError(errno.EEXIST, "the new name is taken")
             never_stored = never_stored and source is None
@@ -193,6 +202,8 @@ class Moves:
         if source is not None:
             check = operation("check-index", source.key, index=source.modify_index)
             operations = [check, *operations, operation("delete", source.key)]
+        else:
+            operations = [operation("check-not-exists", rename.old), *operations]
         body = encode(operations)
         try:
             if len(body) <= self._backend.txn_limit:
@@ -272,17 +283,30 @@ class Moves:
             entries = {entry["Key"]: entry for entry in self._backend.transaction(operations, body)}
         except (StaleIndex, Uncertain):
             # Somebody wrote one of them, or nobody knows: one at a time sorts that out.
-            for record in batch:
-                arrived = self._move_single(record, move)
-                if arrived is not None:
-                    self._arrived(record, arrived)
+            self._move_singly(batch, move)
         except (Interrupted, OutOfTime):
-            for record in batch:
-                self._files.doubt_rename(Rename(record.value, record.flags, 0, record.key, move.target(record.key)))
+            self._doubt(batch, move)
             raise
         else:
             for record in batch:
                 self._arrived(record, Record.of(entries[move.target(record.key)], record.value))
+
+    def _move_singly(self, batch: Sequence[Record], move: _TreeMove) -> None:
+        left = list(batch)
+        try:
+            while left:
+                arrived = self._move_single(left[0], move)
+                if arrived is not None:
+                    self._arrived(left[0], arrived)
+                left.pop(0)
+        except BaseException:
+            self._doubt(left, move)
+            raise
+
+    def _doubt(self, records: Sequence[Record], move: _TreeMove) -> None:
+        for record in records:
+            if not self._files.in_doubt(record.key):
+                self._files.doubt_rename(move.rename(record, move.standing(record.key)))
 
     def _move_single(self, record: Record, move: _TreeMove) -> Optional[Record]:
         """Move one key; None where another host has deleted it."""
@@ -290,7 +314,7 @@ class Moves:
         source = self._records.fresh(record.key)
         target = move.standing(record.key)
         while source is not None:
-            rename = Rename(source.value, source.flags, 0, record.key, new)
+            rename = move.rename(source, target)
             try:
                 return self._swap(source, target, rename)
             except StaleIndex:
@@ -331,6 +355,10 @@ class _TreeMove:
         """What may stand at the new place of a key: the marker of an empty directory, and nothing else."""
         return self._marker if key == self.old else None
 
+    def rename(self, record: Record, standing: Optional[Record]) -> Rename:
+        target = self.target(record.key)
+        return Rename(record.value, record.flags, 0, record.key, target, _index(record), _index(standing) or 0)
+
     def operations(self, record: Record) -> list[Operation]:
         standing = self.standing(record.key)
         index = (standing.modify_index or 0) if standing is not None else 0
@@ -339,6 +367,10 @@ class _TreeMove:
             operation("cas", self.target(record.key), record.value, record.flags, index),
             operation("delete", record.key),
         ]
+
+
+def _index(record: Optional[Record]) -> Optional[int]:
+    return record.modify_index if record is not None else None
 
 
 def _has_index(record: Optional[Record]) -> bool:

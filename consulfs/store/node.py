@@ -43,10 +43,22 @@ class Doubt:
 
 @dataclass
 class Rename(Doubt):
-    """A rename, and what it brings along; kept on the files where its answer never came."""
+    """A rename, what it brings along, and the indexes that it expects (None: a source that was never stored)."""
 
     old: str
     new: str
+    source_index: Optional[int]
+    target_index: int
+
+    def fate(self, source: Optional[Record], target: Optional[Record]) -> Optional[bool]:
+        """Whether it was applied, from what stands at both names now; None where it still may be, late."""
+        source_now = source.modify_index if source is not None else None
+        target_now = (target.modify_index or 0) if target is not None else 0
+        if source_now == self.source_index and target_now == self.target_index:
+            return None
+        moved = source is None and target is not None and target_now != self.target_index
+        # Where the source had been stored and is gone, a target of other content was changed after the rename.
+        return moved and ((target is not None and self.is_in(target)) or self.source_index is not None)
 
 
 @dataclass
@@ -87,7 +99,6 @@ class Node:
         self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
         self.doubts: list[Doubt] = []
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
-        self.rename: Optional[Rename] = None  # one that may have been applied
 
     @property
     def dirty(self) -> bool:
@@ -116,7 +127,7 @@ class Node:
     def discard(self, owner: int) -> None:
         """Forget what one handle did, as though it had never been."""
         self.failed.add(owner)
-        for doubt in self.doubts:
+        for doubt in self.doubts if not self.in_flight else ():  # else `keep` comes here again
             doubt.edits = sum(edit.owner != owner for edit in self.pending[: doubt.edits])
         self.sealed = sum(edit.owner != owner for edit in self.pending[: self.sealed])
         self.pending = [edit for edit in self.pending if edit.owner != owner]

@@ -25,7 +25,7 @@ from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
 from consulfs.store.node import NO_OWNER, Creation, Node, Plan, Rename
 from consulfs.store.patience import Patience
-from consulfs.store.publish import Publisher
+from consulfs.store.publish import Moved, Publisher
 from consulfs.store.records import Records
 from consulfs.store.times import Times
 from consulfs.store.turns import Turns
@@ -67,6 +67,7 @@ class OpenFiles:
         self._nodes: dict[str, Node] = {}
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
+        self._doubtful: dict[str, Rename] = {}  # renames whose answer never came, under both names
 
     # -- the table -------------------------------------------------------------------------------------------
 
@@ -128,6 +129,7 @@ class OpenFiles:
 
         :raises OSError: ESTALE where it does not: the kernel then looks the name up again, and creates it if it may
         """
+        self.settle_rename(key)
         while True:
             node = self.find(key)
             unsaved = node is not None and node.unsaved
@@ -140,6 +142,7 @@ class OpenFiles:
 
     def create(self, key: str, flags: int, opener: int, exclusive_at_close: bool) -> Handle:
         """Create a key. With O_EXCL it is stored at once, unless that is to be decided at close."""
+        self.settle_rename(key)
         inherited = self._flags.created(key)
         exclusive = bool(flags & os.O_EXCL)
         node = self.find(key)
@@ -226,7 +229,7 @@ class OpenFiles:
                         node.creation.flags = flags
                         return
                     plan = Plan(node.key, node.base, [], None, [], flags)
-                record = self._publisher.publish(node, plan)
+                record = self._publisher.publish(node, plan, lambda key: False)
                 if record is not None:
                     self._stored(record)
                     with node.state:
@@ -296,14 +299,21 @@ class OpenFiles:
 
     def store(self, node: Node) -> None:
         """Bring everything that is unsaved to Consul, in one write."""
-        self.settle_rename(node)
+        while True:
+            self.settle_rename(node.key)
+            try:
+                return self._store(node)
+            except Moved:
+                self._patience.sleep(0.01)
+
+    def _store(self, node: Node) -> None:
         with self.turn(node):
             with node.state:
                 plan = node.plan()
             if plan is None:
                 return
             try:
-                record = self._publisher.publish(node, plan)
+                record = self._publisher.publish(node, plan, self.in_doubt)
             except BaseException:
                 with node.state:
                     node.keep(plan)
@@ -347,29 +357,50 @@ class OpenFiles:
             with replaced.state:
                 replaced.gone = True
 
-    def settle_rename(self, node: Node) -> None:
-        """Before anything is stored: learn what became of a rename whose answer never came."""
-        rename = node.rename
-        if rename is None:
-            return
-        moved = self._records.fresh(rename.new)
-        if moved is not None and rename.is_in(moved) and self._records.fresh(rename.old) is None:
-            renamed = self.find(rename.old)
-            self.rekey(rename.old, rename.new)
-            if renamed is not None:
-                with renamed.state:
-                    renamed.creation, renamed.doubts, renamed.sealed = None, [], 0
-                    renamed.pending = renamed.pending[rename.edits :]
-                    renamed.rebase(moved)
-        node.rename = None
+    def in_doubt(self, key: str) -> bool:
+        """Whether a rename from or to this name was sent and never answered."""
+        with self._lock:
+            return key in self._doubtful
 
     def doubt_rename(self, rename: Rename) -> None:
-        """A rename may have been applied: whoever stores one of its two files next looks first."""
+        """A rename may have been applied, or may be yet: whoever does something with one of its files looks first."""
+        with self._lock:
+            if rename.old in self._nodes or rename.new in self._nodes:
+                self._doubtful[rename.old] = self._doubtful[rename.new] = rename
         for key in (rename.old, rename.new):
-            node = self.find(key)
-            if node is not None:
-                node.rename = rename
             self._records.cache.forget(key)
+
+    def settle_rename(self, key: str) -> None:
+        """Learn what became of a rename whose answer never came, and let the open files follow it."""
+        if not self._doubtful:
+            return
+        with self._lock:
+            rename = self._doubtful.get(key)
+        if rename is None:
+            return
+        with self.turns.take(rename.old, rename.new):
+            with self._lock:
+                if self._doubtful.get(key) is not rename:
+                    return
+            source, target = self._records.fresh(rename.old), self._records.fresh(rename.new)
+            applied = rename.fate(source, target)
+            if applied is None:
+                return
+            if applied and target is not None:
+                self._follow(rename, target)
+            with self._lock:
+                for name in (rename.old, rename.new):
+                    if self._doubtful.get(name) is rename:
+                        del self._doubtful[name]
+
+    def _follow(self, rename: Rename, target: Record) -> None:
+        node = self.find(rename.old)
+        self.rekey(rename.old, rename.new)
+        if node is not None:
+            with node.state:
+                node.creation, node.doubts, node.sealed = None, [], 0
+                node.pending = node.pending[rename.edits :]
+                node.rebase(target)
 
     def abandon(self, node: Node) -> None:
         """The file was deleted: its handles read on and store nothing."""

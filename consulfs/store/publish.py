@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from typing import Optional
+from typing import Callable, Optional
 
 from consulfs.consulate import Record, StaleIndex, TooLarge
 from consulfs.errors import Interrupted, OutOfTime
@@ -15,6 +15,10 @@ from consulfs.store.patience import Patience
 from consulfs.store.records import Records
 
 
+class Moved(Exception):
+    """The key is gone, and a rename whose answer never came may be why."""
+
+
 class Publisher:
     """Stores plans. The caller has the turn at the key."""
 
@@ -23,10 +27,12 @@ class Publisher:
         self._records = records
         self._patience = patience
 
-    def publish(self, node: Node, plan: Plan) -> Optional[Record]:
+    def publish(self, node: Node, plan: Plan, in_doubt: Callable[[str], bool]) -> Optional[Record]:
         """Compare-and-set until it holds: on a conflict read again and replay the edits on what is there now.
 
+        :param in_doubt: whether the key may have been renamed without anybody's knowing
         :return: the record as stored; None where the file was deleted or replaced meanwhile
+        :raises Moved: the key is gone, and it is in doubt
         """
         base, attempt = plan.base, 0
         try:
@@ -46,6 +52,8 @@ class Publisher:
                 base = self._records.fresh(plan.key)
                 if base is not None and self._is_done(plan, base):
                     return base
+                if base is None and plan.base is not None and in_doubt(plan.key):
+                    raise Moved
                 self._check_meaning(plan, base)
         except OutOfTime as error:
             if attempt and not plan.doubts:
@@ -64,6 +72,7 @@ class Publisher:
             return None
         except (Uncertain, Interrupted, OutOfTime) as error:
             plan.doubts.append(Doubt(value, flags, len(plan.edits)))
+            self._records.cache.forget(plan.key)
             if isinstance(error, Uncertain):
                 return None
             raise

@@ -137,6 +137,7 @@ class KVTree:
         listing = self._records.listing(prefix)
         files, directories, marker = self._records.cache.snapshot(listing)
         self._records.expect_scan(prefix, files)
+        self._drop_values(prefix, set(files))
         shown = set(directories) | {above(each)[1] for each in self._empty_below(prefix)}
         keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists and node.unsaved}
         if marker and is_carrying(self._records.get(prefix)):
@@ -178,7 +179,7 @@ class KVTree:
             return True
         try:
             listing = self._records.listing(spot.parent)
-            if spot.component in listing.directories:
+            if spot.component in listing.directories or self._empty_below(spot.parent, spot.prefix):
                 return True
             if spot.component in listing.files:
                 return False
@@ -202,6 +203,7 @@ class KVTree:
     def _file_at(self, spot: Spot) -> Optional[File]:
         if not spot.key or (not spot.value and self._is_value_only(spot.prefix)):
             return None
+        self._files.settle_rename(spot.key)
         node = self._files.find(spot.key)
         if node is not None and node.exists and (node.unsaved or spot.component == ""):
             return File(spot.key, node, node.base)
@@ -322,6 +324,7 @@ class KVTree:
             if target.value:
                 raise OSError(errno.EINVAL, "this name is that of a directory's value")
             self._rename_directory(source.prefix, target.prefix)
+            self._value_comes(target.prefix, False)
         self._left(source.parent)
         self._left(target.parent, empty=False)
 
@@ -379,6 +382,14 @@ class KVTree:
     def _was_directory(self, prefix: str) -> bool:
         with self._lock:
             return prefix in self._former
+
+    def _drop_values(self, prefix: str, listed: set[str]) -> None:
+        """Values that came before their directory and are gone again: their names are as any other's."""
+        with self._lock:
+            marks = [each for each in self._value_only if each.startswith(prefix) and each.count("/", len(prefix)) == 1]
+            for mark in marks:
+                if mark[len(prefix) : -1] not in listed and self._files.find(mark[:-1]) is None:
+                    del self._value_only[mark]
 
     def _is_value_only(self, prefix: str) -> bool:
         with self._lock:
