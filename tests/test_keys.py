@@ -190,3 +190,20 @@ def test_a_key_that_comes_from_elsewhere_is_seen(mnt, curl):
     curl.delete("f")
     time.sleep(STALE)
     assert not (mnt.path / "f").exists()
+
+
+def test_an_emptied_directory_whose_name_another_host_takes(mnt, curl):
+    curl.put("p/d/x")
+    curl.put("p/z")
+    mnt.ok("rm p/d/x")
+    curl.put("p/d", b"v")
+    mnt.ok("sleep 1.2; ls -l p; rm -r p")
+    assert curl.keys() == []
+
+
+def test_the_name_of_a_value_that_came_first_does_not_outlive_it(mnt, curl):
+    mnt.ok("echo x > foo%value")
+    curl.delete("foo")
+    assert mnt.ok("sleep 1.2; ls") == ""
+    curl.put("foo", b"y")
+    assert mnt.ok("sleep 1.2; ls; cat foo").split() == ["foo", "y"]

@@ -268,3 +268,107 @@ def test_a_truncation_beside_a_reader_is_stored_at_close(quick, proxy, curl):
     os.close(writer)
     assert curl.get("f") == b""
     os.close(reader)
+
+
+def killed_during_rename(mount, proxy, old, new):
+    """The program of a rename is killed while it waits; the rename is applied all the same. Call `go` on the answer."""
+    renamer = Renamer(mount.path / old, mount.path / new)
+
+    def go():
+        holding(proxy, 0.8)
+        renamer.go()
+        time.sleep(0.4)
+        renamer.end(signal.SIGKILL)
+        time.sleep(0.8)
+        released(proxy)
+
+    return go
+
+
+def test_both_files_of_a_doubtful_rename_know_what_became_of_it(counted, proxy, curl):
+    curl.put("f", b"source")
+    curl.put("g", b"target")
+    go = killed_during_rename(counted, proxy, "f", "g")
+    source = os.open(counted.path / "f", os.O_RDWR)
+    target = os.open(counted.path / "g", os.O_WRONLY | os.O_APPEND)
+    os.write(target, b"+more")
+    go()
+    os.close(target)
+    os.pwrite(source, b"LATER", 0)
+    os.close(source)
+    time.sleep(0.3)
+    assert curl.tree() == {"g": b"LATERe"}
+
+
+def test_a_new_file_under_the_old_name_of_a_doubtful_rename(counted, proxy, curl):
+    curl.put("f", b"0123456789")
+    go = killed_during_rename(counted, proxy, "f", "g")
+    descriptor = os.open(counted.path / "f", os.O_RDWR)
+    os.pwrite(descriptor, b"A", 0)
+    go()
+    with open(counted.path / "f", "wb") as new:
+        new.write(b"new")
+    os.pwrite(descriptor, b"B", 1)
+    os.close(descriptor)
+    time.sleep(0.3)
+    assert curl.tree() == {"f": b"new", "g": b"AB23456789"}
+
+
+@pytest.mark.parametrize("beyond", [0.5, 1.0])
+def test_a_rename_that_timed_out_and_landed(quick, proxy, curl, beyond):
+    curl.put("f", b"one\n")
+    descriptor = os.open(quick.path / "f", os.O_WRONLY | os.O_APPEND)
+    os.write(descriptor, b"two\n")
+    holding(proxy, TIMEOUT + beyond)
+    assert failing(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
+    released(proxy)
+    time.sleep(1.5)
+    os.write(descriptor, b"three\n")
+    os.close(descriptor)
+    time.sleep(0.3)
+    assert curl.tree() in ({"g": b"one\ntwo\nthree\n"}, {"f": b"one\ntwo\nthree\n"})
+
+
+def test_a_directory_rename_that_timed_out_and_landed(quick, proxy, curl):
+    for number in range(4):
+        curl.put(f"d/log{number}", b"one\n")
+    descriptors = []
+    for number in range(4):
+        descriptors.append(os.open(quick.path / f"d/log{number}", os.O_WRONLY | os.O_APPEND))
+        os.write(descriptors[-1], b"two\n")
+    holding(proxy, TIMEOUT + 0.5)
+    assert failing(lambda: os.rename(quick.path / "d", quick.path / "e")) == errno.ETIMEDOUT
+    released(proxy)
+    time.sleep(1.5)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    time.sleep(0.3)
+    assert sorted(curl.tree().values()) == [b"one\ntwo\n"] * 4
+
+
+def test_a_late_rename_of_a_file_that_was_stored_meanwhile(quick, proxy, curl):
+    descriptor = os.open(quick.path / "f", os.O_CREAT | os.O_WRONLY)
+    os.write(descriptor, b"v1")
+    holding(proxy, TIMEOUT + 1)
+    assert failing(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
+    released(proxy)
+    os.write(descriptor, b"v2")
+    os.close(descriptor)
+    time.sleep(1.5)
+    assert curl.tree() == {"f": b"v1v2"}
+
+
+def test_a_retried_delete_of_a_large_value_spares_anothers_new_key(counted, proxy, curl):
+    (counted.path / "lock").write_bytes(b"x" * 450_000)
+
+    def fault(seen):
+        if not seen.is_write:
+            return None
+        released(proxy)
+        curl.delete("lock")
+        curl.put("lock", b"another host's")
+        return "drop"
+
+    proxy.fault = fault
+    os.unlink(counted.path / "lock")
+    assert curl.get("lock") == b"another host's"
