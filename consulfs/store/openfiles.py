@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional
 
+from cachetools import TTLCache
+
 from consulfs.consulate import ConsulateException, Record, StaleIndex
 from consulfs.errors import Interrupted, OutOfTime
 from consulfs.processes import has_open
@@ -31,6 +33,9 @@ from consulfs.store.times import Times
 from consulfs.store.turns import Turns
 
 log = logging.getLogger(__name__)
+
+DOUBT_SECONDS = 120.0
+"""For so long a request may still be held by an agent without a leader (seven seconds by its defaults) or a network."""
 
 
 @dataclass
@@ -67,7 +72,8 @@ class OpenFiles:
         self._nodes: dict[str, Node] = {}
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
-        self._doubtful: dict[str, Rename] = {}  # renames whose answer never came, under both names
+        # Renames whose answer never came, under both names.
+        self._doubtful: TTLCache[str, Rename] = TTLCache(1 << 12, DOUBT_SECONDS)
 
     # -- the table -------------------------------------------------------------------------------------------
 
@@ -391,7 +397,7 @@ class OpenFiles:
             with self._lock:
                 for name in (rename.old, rename.new):
                     if self._doubtful.get(name) is rename:
-                        del self._doubtful[name]
+                        self._doubtful.pop(name, None)
 
     def _follow(self, rename: Rename, target: Record) -> None:
         node = self.find(rename.old)
