@@ -378,8 +378,6 @@ class OpenFiles:
 
     def settle_rename(self, key: str) -> None:
         """Learn what became of a rename whose answer never came, and let the open files follow it."""
-        if not self._doubtful:
-            return
         with self._lock:
             rename = self._doubtful.get(key)
         if rename is None:
