@@ -5,9 +5,8 @@ VENV ?= .venv
 MNT ?= mnt
 DEMO_PORT ?= 8511
 
-VENV_PACKAGES = $(PYTHON)=python3 /usr/share/doc/python3-venv=python3-venv
 MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
-TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim-tiny nano=nano make=make pgrep=procps unshare=util-linux
+TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux
 
 .PHONY: help demo demo-stop test lint install clean
 
