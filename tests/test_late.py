@@ -32,6 +32,20 @@ def released(proxy):
     proxy.fault = lambda seen: None
 
 
+def taken_over(proxy, curl, key):
+    """The next write is dropped unsent, and another host deletes the key and makes it anew meanwhile."""
+
+    def fault(seen):
+        if not seen.is_write:
+            return None
+        released(proxy)
+        curl.delete(key)
+        curl.put(key, b"another host's")
+        return "drop"
+
+    proxy.fault = fault
+
+
 def failing(call):
     with pytest.raises(OSError) as caught:
         call()
@@ -64,16 +78,7 @@ def test_a_late_rename_spares_what_came_after_it(quick, proxy, curl):
 def test_a_retried_delete_spares_anothers_new_key(counted, proxy, curl):
     curl.put("lock", b"mine")
     counted.ok("cat lock")
-
-    def fault(seen):
-        if not seen.is_write:
-            return None
-        released(proxy)
-        curl.delete("lock")
-        curl.put("lock", b"another host's")
-        return "drop"
-
-    proxy.fault = fault
+    taken_over(proxy, curl, "lock")
     os.unlink(counted.path / "lock")
     assert curl.get("lock") == b"another host's"
 
@@ -360,15 +365,6 @@ def test_a_late_rename_of_a_file_that_was_stored_meanwhile(quick, proxy, curl):
 
 def test_a_retried_delete_of_a_large_value_spares_anothers_new_key(counted, proxy, curl):
     (counted.path / "lock").write_bytes(b"x" * 450_000)
-
-    def fault(seen):
-        if not seen.is_write:
-            return None
-        released(proxy)
-        curl.delete("lock")
-        curl.put("lock", b"another host's")
-        return "drop"
-
-    proxy.fault = fault
+    taken_over(proxy, curl, "lock")
     os.unlink(counted.path / "lock")
     assert curl.get("lock") == b"another host's"

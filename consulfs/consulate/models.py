@@ -86,6 +86,11 @@ class Record:
     lock_index: int = 0
     session: Optional[str] = None
 
+    @property
+    def carries(self) -> bool:
+        """Whether there is anything in it; a folder's marker is a key without."""
+        return bool(self.value or self.flags)
+
     @classmethod
     def of(cls, entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
         """From Consul's JSON; `value` stands in where a transaction's answer leaves it out."""

@@ -163,7 +163,7 @@ class Moves:
             rename = Rename(value, brought, sent, old, new, _index(source), _index(target) or 0)
             try:
                 if _has_index(source) and _has_index(target):
-                    return flags, self._swap(source, target, rename)
+                    return flags, self._swap(rename)
             except StaleIndex:
                 pass
             except Uncertain:
@@ -191,33 +191,27 @@ class Moves:
             self._files.doubt_rename(rename)
             raise
 
-    def _swap(self, source: Optional[Record], target: Optional[Record], rename: Rename) -> Record:
-        """The move itself, if both places are still what was read: the new record.
+    def _swap(self, rename: Rename) -> Record:
+        """The move itself, if both places are still what the rename expects: the new record.
 
         :raises StaleIndex: one of them is not
         :raises Uncertain: nobody knows whether it was done
         """
-        index = (target.modify_index or 0) if target is not None else 0
-        operations = [operation("cas", rename.new, rename.value, rename.flags, index)]
-        if source is not None:
-            check = operation("check-index", source.key, index=source.modify_index)
-            operations = [check, *operations, operation("delete", source.key)]
-        else:
-            operations = [operation("check-not-exists", rename.old), *operations]
+        operations = _steps(rename)
         body = encode(operations)
         try:
             if len(body) <= self._backend.txn_limit:
                 entries = self._backend.transaction(operations, body)
                 return Record.of(next(entry for entry in reversed(entries) if entry["Key"] == rename.new), rename.value)
-            return self._swap_large(source, index, rename)
+            return self._swap_large(rename)
         except (Interrupted, OutOfTime):
             self._files.doubt_rename(rename)
             raise
 
-    def _swap_large(self, source: Optional[Record], index: int, rename: Rename) -> Record:
-        record = self._backend.store(rename.new, rename.value, rename.flags, index)
-        if source is not None:
-            self._backend.transaction([operation("delete-cas", source.key, index=source.modify_index)])
+    def _swap_large(self, rename: Rename) -> Record:
+        record = self._backend.store(rename.new, rename.value, rename.flags, rename.target_index)
+        if rename.source_index is not None:
+            self._backend.transaction([operation("delete-cas", rename.old, index=rename.source_index)])
         return record
 
     def _moved(self, old: str, new: str, left: int, record: Record) -> None:
@@ -316,7 +310,7 @@ class Moves:
         while source is not None:
             rename = move.rename(source, target)
             try:
-                return self._swap(source, target, rename)
+                return self._swap(rename)
             except StaleIndex:
                 pass
             except Uncertain:
@@ -360,13 +354,16 @@ class _TreeMove:
         return Rename(record.value, record.flags, 0, record.key, target, _index(record), _index(standing) or 0)
 
     def operations(self, record: Record) -> list[Operation]:
-        standing = self.standing(record.key)
-        index = (standing.modify_index or 0) if standing is not None else 0
-        return [
-            operation("check-index", record.key, index=record.modify_index),
-            operation("cas", self.target(record.key), record.value, record.flags, index),
-            operation("delete", record.key),
-        ]
+        return _steps(self.rename(record, self.standing(record.key)))
+
+
+def _steps(rename: Rename) -> list[Operation]:
+    """The operations of a rename: each place is checked for what was read there."""
+    arrive = operation("cas", rename.new, rename.value, rename.flags, rename.target_index)
+    if rename.source_index is None:
+        return [operation("check-not-exists", rename.old), arrive]
+    check = operation("check-index", rename.old, index=rename.source_index)
+    return [check, arrive, operation("delete", rename.old)]
 
 
 def _index(record: Optional[Record]) -> Optional[int]:

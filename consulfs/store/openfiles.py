@@ -53,6 +53,11 @@ class Handle:
     mode: int
     failed: int = 0
 
+    def check(self) -> None:
+        """Raise what failed on it before."""
+        if self.failed:
+            raise OSError(self.failed, os.strerror(self.failed))
+
 
 class OpenFiles:
     """The table of open files, and everything that is done through them."""
@@ -160,7 +165,7 @@ class OpenFiles:
             self.abandon(node)  # another host deleted it under its readers
         record, creation = None, None
         marker = self._records.get(key) if key.endswith("/") else None
-        if marker is not None and not (marker.value or marker.flags):
+        if marker is not None and not marker.carries:
             record = marker  # the directory's own key, with nothing in it yet
         elif exclusive and not exclusive_at_close:
             record, flags = self._create_now(key, inherited), flags & ~os.O_TRUNC
@@ -251,8 +256,7 @@ class OpenFiles:
 
     def _admit(self, handle: Handle, size: int) -> None:
         """Refuse what would grow the value past the server's limit, and all that this handle did before it."""
-        if handle.failed:
-            raise OSError(handle.failed, os.strerror(handle.failed))
+        handle.check()
         if size > self._backend.value_limit:
             handle.failed = errno.EFBIG
             handle.node.discard(handle.number)
@@ -262,8 +266,7 @@ class OpenFiles:
 
     def flush(self, handle: Handle, caller: int) -> None:
         """A descriptor was closed: store, unless it is a shell that has not written yet."""
-        if handle.failed:
-            raise OSError(handle.failed, os.strerror(handle.failed))
+        handle.check()
         node = handle.node
         with node.state:
             if not node.owes(handle.number):
@@ -274,8 +277,7 @@ class OpenFiles:
         self.store(node)
 
     def fsync(self, handle: Handle) -> None:
-        if handle.failed:
-            raise OSError(handle.failed, os.strerror(handle.failed))
+        handle.check()
         self.store(handle.node)
 
     def release(self, handle: Handle) -> None:
@@ -287,7 +289,7 @@ class OpenFiles:
             if owes and not handle.failed:
                 self.store(node)
         except (OSError, ConsulateException, Interrupted, OutOfTime) as error:
-            log.error("%r: %d bytes could not be stored and are lost: %s", node.key, len(node.content), error)
+            _report_loss(node, error)
             with node.state:
                 node.discard(handle.number)
         finally:
@@ -301,7 +303,7 @@ class OpenFiles:
                 self.store(node)
                 self._patience.begin()  # it answers: the next one has its whole time too
             except Exception as error:
-                log.error("%r: %d bytes could not be stored and are lost: %s", node.key, len(node.content), error)
+                _report_loss(node, error)
 
     def store(self, node: Node) -> None:
         """Bring everything that is unsaved to Consul, in one write."""
@@ -413,3 +415,7 @@ class OpenFiles:
         with self._lock:
             if self._nodes.get(node.key) is node:
                 del self._nodes[node.key]
+
+
+def _report_loss(node: Node, error: Exception) -> None:
+    log.error("%r: %d bytes could not be stored and are lost: %s", node.key, len(node.content), error)

@@ -82,8 +82,9 @@ class Times:
 
     def stored(self, key: str, content: object, index: Optional[int]) -> None:
         """This mount has stored this content: it is no news when it is read back."""
+        now = time.time_ns()
         with self._lock:
-            stamp = self._stamps.get(key) or Stamp(*(2 * (time.time_ns(),)))
+            stamp = self._stamps.get(key) or Stamp(now, now)
             stamp.signature, stamp.index = hash(content), index
             self._stamps[key] = stamp
 

@@ -24,7 +24,7 @@ from cachetools import LRUCache, TTLCache
 from consulfs import names
 from consulfs.consulate import Forbidden, Record
 from consulfs.store.backend import Backend
-from consulfs.store.cache import above
+from consulfs.store.cache import Listing, above
 from consulfs.store.moves import Moves
 from consulfs.store.node import Node
 from consulfs.store.openfiles import OpenFiles
@@ -57,7 +57,7 @@ Entry = Union[File, Directory]
 
 def is_carrying(marker: Optional[Record]) -> bool:
     """Whether a directory's marker has something to show beside the directory."""
-    return marker is not None and bool(marker.value or marker.flags)
+    return marker is not None and marker.carries
 
 
 class KVTree:
@@ -154,13 +154,12 @@ class KVTree:
         if name in reserved_below(parent, self.root):
             raise OSError(errno.EROFS, "reserved for a virtual tree")
         try:
-            spot, shortened = step(parent, name, self.root)
+            spot = step(parent, name, self.root)
         except names.NotUTF8 as error:
             raise OSError(errno.EILSEQ, "a name must be UTF-8: Consul's JSON carries nothing else") from error
         except names.UnmappableName as error:
             raise OSError(errno.ENOENT, "another way to write a name: no key has this one") from error
-        if shortened:
-            spot = self._find_shortened(parent, name)
+        spot = spot or self._find_shortened(parent, name)
         if spot is None:
             raise OSError(errno.ENOENT, "a shortened name that stands for no key")
         return spot
@@ -178,15 +177,15 @@ class KVTree:
         if self._has_unsaved(spot.prefix):
             return True
         try:
-            listing = self._records.listing(spot.parent)
-            if spot.component in listing.directories or self._empty_below(spot.parent, spot.prefix):
-                return True
-            if spot.component in listing.files:
-                return False
+            listing: Optional[Listing] = self._records.listing(spot.parent)
         except Forbidden:
-            pass
+            listing = None
+        if listing is not None and spot.component in listing.directories:
+            return True
         if self._empty_below(spot.parent, spot.prefix):
             return True
+        if listing is not None and spot.component in listing.files:
+            return False
         # Where ACLs are on, a listing hides what may not be read, and the way to it.
         return self._backend.acl_enabled and self._can_list(spot.prefix)
 

@@ -40,9 +40,9 @@ def name_of(spot: Spot, root: str) -> str:
     return names.encode(spot.component, spot.value, reserved_below(spot.parent, root))
 
 
-def step(parent: str, name: str, root: str) -> tuple[Optional[Spot], bool]:
-    """One name further down: the spot, or None and True where only a listing can tell (a shortened name)."""
+def step(parent: str, name: str, root: str) -> Optional[Spot]:
+    """One name further down: the spot, or None where only a listing can tell (a shortened name)."""
     component, value = names.decode(name, reserved_below(parent, root))
     if isinstance(component, names.Shortened):
-        return None, True
-    return Spot(parent, component, value), False
+        return None
+    return Spot(parent, component, value)

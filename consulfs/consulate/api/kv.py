@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from urllib.parse import quote
 
-from consulfs.consulate.adapters import Response
+from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.api.txn import Txn, encode, operation
 from consulfs.consulate.exceptions import ClientError, ConcurrentChange, KeyMissing, StaleIndex, TooLarge
@@ -42,7 +42,17 @@ def travels_in_url(key: str) -> bool:
 
 
 class KV(Endpoint):
-    """The key/value store. Writes use compare-and-set, as the consulate library's do."""
+    """The key/value store. Writes use compare-and-set, as the consulate library's do.
+
+    :ivar txn: transactions with this endpoint's connection, datacenter and token; their answers are this endpoint's
+    """
+
+    def __init__(
+        self, uri: str, adapter: Request, datacenter: Optional[str] = None, token: Optional[str] = None
+    ) -> None:
+        super().__init__(uri, adapter, datacenter, token)
+        self.txn = Txn(uri, adapter, datacenter, token)
+        self.txn._answers = self._answers
 
     # -- a dict ----------------------------------------------------------------------------------------------
 
@@ -252,13 +262,6 @@ class KV(Endpoint):
             if error.status == 400 and not key.isascii():
                 return None
             raise
-
-    @property
-    def txn(self) -> Txn:
-        """Transactions with this endpoint's connection, datacenter and token; their answers are this endpoint's."""
-        txn = Txn(self._uri, self._adapter, self._datacenter, self._token)
-        txn._answers = self._answers
-        return txn
 
 
 def decode(value: bytes) -> Union[str, bytes]:
