@@ -116,8 +116,9 @@ class Proxy:
         """Yields a Count of the requests made inside."""
         with self.lock:
             start = len(self.requests)
-        count = Count()
+        count, begin = Count(), time.monotonic()
         yield count
+        count.seconds = time.monotonic() - begin
         time.sleep(0.15)  # a release is asynchronous
         with self.lock:
             count.requests = self.requests[start:]
@@ -126,6 +127,12 @@ class Proxy:
 class Count:
     def __init__(self) -> None:
         self.requests: list[Seen] = []
+        self.seconds = 0.0
+
+    @property
+    def expiries(self) -> int:
+        """How often an answer that stands for a second may have been asked for anew while this was counted."""
+        return int(self.seconds)
 
     @property
     def writes(self) -> int:
