@@ -8,11 +8,13 @@ connections beneath requests.
 from __future__ import annotations
 
 import ipaddress
+import math
 import ssl
 import threading
-from collections.abc import Mapping
-from json import loads
-from typing import Any, Callable, Optional, Union
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from json import dumps, loads
+from typing import IO, Any, Callable, Optional, TypeVar, Union
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -23,14 +25,20 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 
 from consulfs.consulate import _sockets
-from consulfs.consulate.exceptions import AnswerTimeout, ConnectFailed, RequestError
+from consulfs.consulate.exceptions import AnswerTimeout, BadAnswer, ConnectFailed, ConnectionBroken, RequestError
 from consulfs.consulate.models import Meta
 
 MAX_CONNECTIONS = 100
 """At most so many requests of one client at once: a Consul agent admits 200 connections an address."""
 
+DEFAULT_TIMEOUT = 60.0
+"""Seconds; longer than Consul itself takes to give up on a request without a leader (7 s)."""
+
 Verify = Union[bool, str]
 Cert = Union[str, tuple[str, str], None]
+Body = Union[str, bytes, IO[bytes], None]
+
+T = TypeVar("T")
 
 
 class Response:
@@ -39,14 +47,16 @@ class Response:
     :ivar status_code: the HTTP status
     :ivar content: the body's bytes
     :ivar headers: the HTTP headers, names in any case
+    :ivar what: what was asked, such as "GET /v1/kv/a", for messages
     """
 
-    __slots__ = ("content", "headers", "status_code")
+    __slots__ = ("content", "headers", "status_code", "what")
 
-    def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str], what: str = "the request") -> None:
         self.status_code = status_code
         self.content = content
         self.headers = headers
+        self.what = what
 
     @property
     def ok(self) -> bool:
@@ -68,11 +78,89 @@ class Response:
     def meta(self) -> Meta:
         return Meta.of(self.headers)
 
+    def as_list(self) -> list[Any]:
+        """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
+
+        :raises BadAnswer: it is something else
+        """
+        found = None if self.status_code == 404 else self._json()
+        return [] if found is None else self._checked(found, list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object; {} for null.
+
+        :raises BadAnswer: it is something else
+        """
+        found = self._json()
+        return {} if found is None else self._checked(found, dict)
+
+    def as_str(self) -> str:
+        """:raises BadAnswer: it is no JSON string"""
+        return self._checked(self._json(), str)
+
+    def as_bool(self) -> bool:
+        """:raises BadAnswer: it is neither true nor false"""
+        return self._checked(self._json(), bool)
+
+    def bad(self, wanted: str) -> BadAnswer:
+        """The exception for an answer that is not what was wanted."""
+        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
+
+    def _json(self) -> Any:
+        try:
+            return loads(self.content)
+        except ValueError:
+            raise self.bad("JSON") from None
+
+    def _checked(self, found: Any, kind: type[T]) -> T:
+        if not isinstance(found, kind):
+            raise self.bad(f"a JSON {_JSON_NAMES[kind]}")
+        return found
+
+
+_JSON_NAMES = {list: "list", dict: "object", str: "string", bool: "true or false"}
+
+
+class Stream:
+    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed."""
+
+    def __init__(self, answer: urllib3.BaseHTTPResponse, base: str, release: Callable[[], None]) -> None:
+        self.status_code = answer.status
+        self.headers: Mapping[str, str] = answer.headers
+        self._answer = answer
+        self._base = base
+        self._release: Optional[Callable[[], None]] = release
+
+    def read(self, size: Optional[int] = None) -> bytes:
+        """Up to `size` bytes, fewer only at the end; everything where none is given.
+
+        :raises ConnectionBroken: the connection ended before the body did
+        """
+        with _translated(self._base):
+            return self._answer.read(size if size is None or size >= 0 else None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body in pieces as they arrive."""
+        with _translated(self._base):
+            yield from self._answer.stream(1 << 16)
+
+    def close(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            self._answer.close()  # what was not read would be taken for the next answer
+            release()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Request:
     """The default adapter: HTTP over TCP, with pooled connections that stay open between calls.
 
-    :param timeout: seconds to wait for a connection and then for an answer; None waits for ever
+    :param timeout: seconds to wait for a connection and then for an answer; None or math.inf waits for ever
     :param verify: True for the usual certificates, False for no check, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
     :param server_hostname: the name that the server's certificate must bear, where it is not the host's
@@ -82,7 +170,7 @@ class Request:
 
     def __init__(
         self,
-        timeout: Optional[float] = None,
+        timeout: Optional[float] = DEFAULT_TIMEOUT,
         verify: Verify = True,
         cert: Cert = None,
         server_hostname: Optional[str] = None,
@@ -103,52 +191,90 @@ class Request:
     def get(self, uri: str, timeout: Optional[float] = None, **kwargs: Any) -> Response:
         return self.request("GET", uri, timeout=timeout, **kwargs)
 
-    def put(self, uri: str, data: Union[str, bytes, None] = None, **kwargs: Any) -> Response:
-        return self.request("PUT", uri, data=data, **kwargs)
+    def put(self, uri: str, data: Any = None, timeout: Optional[float] = None, **kwargs: Any) -> Response:
+        return self.request("PUT", uri, data=data, timeout=timeout, **kwargs)
 
-    def post(self, uri: str, data: Union[str, bytes, None] = None, **kwargs: Any) -> Response:
-        return self.request("POST", uri, data=data, **kwargs)
+    def post(self, uri: str, data: Any = None, timeout: Optional[float] = None, **kwargs: Any) -> Response:
+        return self.request("POST", uri, data=data, timeout=timeout, **kwargs)
 
-    def delete(self, uri: str, **kwargs: Any) -> Response:
-        return self.request("DELETE", uri, **kwargs)
+    def delete(self, uri: str, timeout: Optional[float] = None, **kwargs: Any) -> Response:
+        return self.request("DELETE", uri, timeout=timeout, **kwargs)
 
     def request(
         self,
         method: str,
         uri: str,
-        data: Union[str, bytes, None] = None,
+        data: Any = None,
         headers: Optional[Mapping[str, str]] = None,
         timeout: Optional[float] = None,
     ) -> Response:
         """One request and its answer, whatever the status. Redirects are answers, never followed.
 
+        :param data: bytes or an open file as they are, a str as UTF-8, anything else as JSON
         :raises ConnectFailed: nothing was sent
         :raises AnswerTimeout: it was sent, and no answer came in time
-        :raises RequestError: the connection broke
+        :raises ConnectionBroken: it was sent, and the connection ended before the answer did
         """
-        timeout = self.timeout if timeout is None else timeout
-        body = data.encode() if isinstance(data, str) else data
         base, path = _split(uri)
-        try:
-            pool, prefix = self._routes.get(base) or self._find_route(base)
+        with _translated(base):
+            timeout = self._limit(timeout)
             self._take_room(timeout)
             try:
-                answer = pool.urlopen(
-                    method,
-                    prefix + path,
-                    body=body,
-                    headers={**self._headers, **(headers or {})},
-                    retries=False,
-                    redirect=False,
-                    assert_same_host=False,  # through a proxy the whole URI is asked for
-                    timeout=urllib3.Timeout(connect=timeout, read=timeout),
-                    preload_content=True,
-                )
+                answer = self._send(method, base, path, data, headers, timeout, preload=True)
                 return Response(answer.status, answer.data, answer.headers)
             finally:
                 self._room.release()
-        except (exceptions.HTTPError, requests.RequestException, OSError) as error:
-            raise _translate(error, base) from error
+
+    def stream(
+        self,
+        method: str,
+        uri: str,
+        data: Body = None,
+        headers: Optional[Mapping[str, str]] = None,
+        timeout: Optional[float] = None,
+    ) -> Stream:
+        """As `request`, with a body that is read while it arrives.
+
+        :param data: may be a file, which is sent piece by piece
+        :param timeout: seconds for each piece
+        """
+        base, path = _split(uri)
+        with _translated(base):
+            timeout = self._limit(timeout)
+            self._take_room(timeout)
+            try:
+                answer = self._send(method, base, path, data, headers, timeout, preload=False)
+                return Stream(answer, base, self._room.release)
+            except BaseException:
+                self._room.release()
+                raise
+
+    def _send(
+        self,
+        method: str,
+        base: str,
+        path: str,
+        data: Any,
+        headers: Optional[Mapping[str, str]],
+        timeout: Optional[float],
+        preload: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        pool, prefix = self._routes.get(base) or self._find_route(base)
+        return pool.urlopen(
+            method,
+            prefix + path,
+            body=_body(data),
+            headers={**self._headers, **(headers or {})},
+            retries=False,
+            redirect=False,
+            assert_same_host=False,  # through a proxy the whole URI is asked for
+            timeout=urllib3.Timeout(connect=timeout, read=timeout),
+            preload_content=preload,
+        )
+
+    def _limit(self, timeout: Optional[float]) -> Optional[float]:
+        timeout = self.timeout if timeout is None else timeout
+        return None if timeout == math.inf else timeout
 
     def close(self) -> None:
         """Close every pooled connection; the adapter may be used again afterwards."""
@@ -262,6 +388,21 @@ def _split(uri: str) -> tuple[str, str]:
     return uri[:end], uri[end:]
 
 
+def _body(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode()
+    return data if data is None or isinstance(data, bytes) or hasattr(data, "read") else dumps(data).encode()
+
+
+@contextmanager
+def _translated(base: str) -> Iterator[None]:
+    """The errors of the libraries beneath become this client's, with the original as cause."""
+    try:
+        yield
+    except (exceptions.HTTPError, requests.RequestException, OSError) as error:
+        raise _translate(error, base) from error
+
+
 def _translate(error: Exception, base: str) -> RequestError:
     reason = getattr(error, "reason", None) or error
     if isinstance(error, exceptions.NewConnectionError) and isinstance(error.__cause__, OSError):
@@ -271,4 +412,4 @@ def _translate(error: Exception, base: str) -> RequestError:
         return ConnectFailed(f"cannot connect to {base}: {reason}")
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
         return AnswerTimeout(f"no answer from {base} in time")
-    return RequestError(f"connection to {base} broke: {reason}")
+    return ConnectionBroken(f"the connection to {base} broke before the answer was whole: {reason}")

@@ -12,7 +12,7 @@ from consulfs.consulate import adapters, api
 class Consul:
     """A connection to Consul's HTTP API.
 
-    Safe for threads. A context manager; close() ends its pooled connections.
+    Each endpoint of Consul is an attribute. Safe for threads. A context manager; close() ends its pooled connections.
 
     :param host: a name or address; the path of the socket for a Unix domain socket
     :param port: a TCP port; None for a Unix domain socket
@@ -22,7 +22,8 @@ class Consul:
     :param adapter: a class of `consulate.adapters`, or an adapter that is ready
     :param verify: True, False, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
-    :param timeout: seconds to wait for a connection and then for an answer; None waits for ever
+    :param timeout: seconds to wait for a connection and then for an answer (a blocking query's own time comes on
+        top); None waits for ever
     :raises ValueError: the token cannot be sent
     """
 
@@ -36,7 +37,7 @@ class Consul:
         adapter: Union[Callable[..., adapters.Request], adapters.Request, None] = None,
         verify: adapters.Verify = True,
         cert: adapters.Cert = None,
-        timeout: Optional[float] = None,
+        timeout: Optional[float] = adapters.DEFAULT_TIMEOUT,
     ) -> None:
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ValueError("the token has characters that no HTTP header can carry")
@@ -46,36 +47,21 @@ class Consul:
             adapter = (adapter or default)(timeout=timeout, verify=verify, cert=cert)
         self._adapter = adapter
         common = (self._base, self._adapter, datacenter, token)
-        self._acl = api.ACL(*common)
-        self._agent = api.Agent(*common)
-        self._kv = api.KV(*common)
-        self._session = api.Session(*common)
-        self._status = api.Status(*common)
-        self._txn = api.Txn(*common)
-
-    @property
-    def acl(self) -> api.ACL:
-        return self._acl
-
-    @property
-    def agent(self) -> api.Agent:
-        return self._agent
-
-    @property
-    def kv(self) -> api.KV:
-        return self._kv
-
-    @property
-    def session(self) -> api.Session:
-        return self._session
-
-    @property
-    def status(self) -> api.Status:
-        return self._status
-
-    @property
-    def txn(self) -> api.Txn:
-        return self._txn
+        self.acl = api.ACL(*common)
+        self.agent = api.Agent(*common)
+        self.catalog = api.Catalog(*common)
+        self.config = api.Config(*common)
+        self.connect = api.Connect(*common)
+        self.coordinate = api.Coordinate(*common)
+        self.event = api.Event(*common)
+        self.health = api.Health(*common)
+        self.kv = api.KV(*common)
+        self.operator = api.Operator(*common)
+        self.query = api.Query(*common)
+        self.session = api.Session(*common)
+        self.snapshot = api.Snapshot(*common)
+        self.status = api.Status(*common)
+        self.txn = api.Txn(*common)
 
     def close(self) -> None:
         self._adapter.close()

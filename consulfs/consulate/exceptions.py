@@ -1,18 +1,24 @@
 """What can go wrong between a caller and Consul.
 
     ConsulateException
-    ├── RequestError            no answer; the cause is chained
+    ├── RequestError            no usable answer; the cause is chained
     │   ├── ConnectFailed       nothing was sent: safe to repeat
-    │   └── AnswerTimeout       sent, but no answer in time: it may have been applied
+    │   ├── AnswerTimeout       sent, but no answer in time: it may have been applied
+    │   ├── ConnectionBroken    sent, but the connection ended before a whole answer: it may have been applied
+    │   └── BadAnswer           what came back is not what Consul says (a proxy's page?): it may have been applied
     ├── ClientError             Consul refused the request (4xx)
+    │   ├── Redirected          3xx: never followed, for Consul redirects an unclean key to another key
     │   ├── ACLDisabled         401: ACLs are off on this cluster
     │   ├── Forbidden           403, or a transaction refused for want of rights
     │   ├── NotFound            404
+    │   │   └── UnknownSession  ... or a lock request refused, for the session does not exist (any more)
+    │   ├── Gone                410: removed from this version of Consul (legacy ACLs from 1.11 on)
     │   ├── TooLarge            413: body, value or number of operations
     │   └── TransactionFailed   409: nothing was applied; `errors` says which operation failed
     │       └── StaleIndex      ... because a compare-and-set or check found another state
     │           └── ConcurrentChange    ... again and again: kv.set gives up
-    ├── ServerError             5xx: no leader, agent shutting down
+    ├── ServerError             5xx: agent shutting down, internal error
+    │   └── NoLeader            500: the servers have no leader now
     └── LockFailure             the lock is held by someone else (also named LockError)
 
 Every ClientError and ServerError carries `status` (the HTTP status) and Consul's words. None carries a token.
@@ -40,6 +46,14 @@ class AnswerTimeout(RequestError):
     """The request was sent and no answer came within the timeout."""
 
 
+class ConnectionBroken(RequestError):
+    """The request was sent and the connection ended before the whole answer was there."""
+
+
+class BadAnswer(RequestError):
+    """The answer is not JSON, or not of the shape that Consul's documentation promises."""
+
+
 class _Refused(ConsulateException):
     def __init__(self, message: str = "", status: Optional[int] = None) -> None:
         super().__init__(message)
@@ -48,6 +62,10 @@ class _Refused(ConsulateException):
 
 class ClientError(_Refused):
     """Consul would not do what the request asked for (4xx)."""
+
+
+class Redirected(ClientError):
+    """Consul or something before it answered with a redirect (3xx), which is never followed."""
 
 
 class ACLDisabled(ClientError):
@@ -60,6 +78,14 @@ class Forbidden(ClientError):
 
 class NotFound(ClientError):
     """There is no such thing (404)."""
+
+
+class UnknownSession(NotFound):
+    """The session does not exist, or not any more."""
+
+
+class Gone(ClientError):
+    """The server's version has this no longer (410), as legacy ACLs from 1.11 on."""
 
 
 class TooLarge(ClientError):
@@ -91,6 +117,10 @@ class ServerError(_Refused):
     """Consul could not do it now (5xx)."""
 
 
+class NoLeader(ServerError):
+    """The servers have no leader at the moment (500)."""
+
+
 class LockFailure(ConsulateException):
     """The lock could not be had."""
 
@@ -106,5 +136,6 @@ BY_STATUS: dict[int, type[ClientError]] = {
     401: ACLDisabled,
     403: Forbidden,
     404: NotFound,
+    410: Gone,
     413: TooLarge,
 }

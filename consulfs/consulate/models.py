@@ -11,12 +11,43 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
     class Query(TypedDict, total=False):
-        """What every read takes by keyword; see https://www.consul.io/api-docs/features/blocking"""
+        """What every read of the servers' state takes by keyword.
+
+        index: answer when there is something newer than this `Meta.index` (a blocking query)
+        wait: for how long at most, a duration or seconds; Consul's default is five minutes
+        consistency: "default", "consistent" or "stale"; stale=True is short for the last
+        dc: this datacenter instead of the client's
+        timeout: seconds for this call instead of the client's; math.inf waits for ever
+
+        Sources: https://www.consul.io/api-docs/features/blocking and .../features/consistency
+        """
 
         index: int
         wait: Union[str, float]
         consistency: str
+        stale: bool
         dc: str
+        timeout: float
+
+    class Filtered(Query, total=False):
+        """...of lists that Consul can filter: https://www.consul.io/api-docs/features/filtering"""
+
+        filter: str
+
+    class NodeQuery(Filtered, total=False):
+        """...of lists of nodes.
+
+        near: sorted by the round trip from this node; "_agent" is the one that answers
+        node_meta: only nodes with all of these metadata
+        """
+
+        near: str
+        node_meta: Mapping[str, str]
+
+    class AgentQuery(TypedDict, total=False):
+        """What reads of the agent's own state take: nothing there goes to the servers."""
+
+        filter: str
         timeout: float
 
 

@@ -23,6 +23,7 @@ from consulfs.consulate import (
     Consul,
     ConsulateException,
     Forbidden,
+    NoLeader,
     NotFound,
     Record,
     RequestError,
@@ -222,5 +223,5 @@ def _passing(error: ConsulateException) -> bool:
 def _certainly_not_applied(error: ConsulateException) -> bool:
     """Whether a write that failed so cannot have reached the Raft log."""
     if isinstance(error, ServerError):
-        return "No cluster leader" in str(error)
+        return isinstance(error, NoLeader)
     return isinstance(error, (ConnectFailed, ClientError))

@@ -22,7 +22,7 @@ class ACL(Endpoint):
         :raises ACLDisabled: the cluster runs without ACLs
         :raises Forbidden: the token is unknown
         """
-        return dict(self._read("acl/token/self", **query).body)
+        return self._read_dict("acl/token/self", **query)
 
     def authorize(self, requests: Sequence[tuple[str, str, str]], timeout: Optional[float] = None) -> list[bool]:
         """Whether the token may do each (resource, access, name), such as ("key", "write", "app/feature").
@@ -34,4 +34,4 @@ class ACL(Endpoint):
         """
         body = [{"Resource": resource, "Access": access, "Segment": name} for resource, access, name in requests]
         answer = self._write("internal/acl/authorize", body, method="POST", timeout=timeout)
-        return [bool(each["Allow"]) for each in answer.body]
+        return [bool(each["Allow"]) for each in answer.as_list()]

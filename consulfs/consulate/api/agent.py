@@ -20,4 +20,4 @@ class Agent(Endpoint):
 
         :raises Forbidden: the token has no agent:read
         """
-        return dict(self._read("agent/self", **query).body)
+        return self._read_dict("agent/self", **query)

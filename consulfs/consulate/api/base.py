@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional, Union
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
-from consulfs.consulate.adapters import Request, Response
-from consulfs.consulate.exceptions import BY_STATUS, ClientError, ServerError
+from consulfs.consulate.adapters import Request, Response, Stream
+from consulfs.consulate.exceptions import (
+    BY_STATUS,
+    ClientError,
+    NoLeader,
+    Redirected,
+    RequestError,
+    ServerError,
+    UnknownSession,
+)
 from consulfs.consulate.models import DEFAULT_WAIT, Meta, duration, seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from consulfs.consulate.models import Query
+    from consulfs.consulate.models import NodeQuery
 
 CONSISTENCY: dict[str, dict[str, str]] = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
 
-Params = dict[str, Union[str, int, None]]
+Params = dict[str, Union[str, int, Sequence[str], None]]
+Row = dict[str, Any]
+Rows = list[Row]  # named here, since `list` is a method of several endpoints
 
 
 class Endpoint:
@@ -45,20 +55,30 @@ class Endpoint:
         """What Consul said about the last answer that this thread had from this endpoint."""
         return getattr(self._answers, "meta", Meta())
 
-    def _read(self, path: str, params: Optional[Params] = None, **query: Unpack[Query]) -> Response:
-        """GET, with the options that every read takes; 404 is returned, other errors are raised."""
-        options: Params = {"dc": query.get("dc") or self._datacenter}
-        options.update(consistency_of(query.get("consistency")))
-        timeout = query.get("timeout")
-        if query.get("index") is not None:
-            options["index"] = query.get("index")
-            wait = query.get("wait")
-            options["wait"] = None if wait is None else duration(wait)
-            held = DEFAULT_WAIT if wait is None else seconds(wait)
-            # Consul adds up to wait/16 to spread the load: api-docs/features/blocking.
-            limit = self._adapter.timeout if timeout is None else timeout
-            timeout = None if limit is None else held * 17 / 16 + limit
-        return self._call("GET", path, {**(params or {}), **options}, timeout=timeout, missing_ok=True)
+    # -- reads -----------------------------------------------------------------------------------------------
+
+    def _read(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Response:
+        """GET, with the options that reads take; a 404 is returned, other errors are raised."""
+        options = self._options(query)
+        return self._call("GET", path, {**(params or {}), **options}, timeout=self._time_for(query), missing_ok=True)
+
+    def _read_list(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> list[Any]:
+        """A list, [] where there is nothing."""
+        return self._read(path, params, **query).as_list()
+
+    def _read_dict(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Row:
+        """An object, {} where it is null; a 404 is raised."""
+        answer = self._read(path, params, **query)
+        if answer.status_code == 404:
+            raise_for(answer)
+        return answer.as_dict()
+
+    def _find_dict(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Optional[Row]:
+        """An object, or None where Consul answers with null or 404."""
+        answer = self._read(path, params, **query)
+        return None if answer.status_code == 404 else answer.as_dict() or None
+
+    # -- writes ----------------------------------------------------------------------------------------------
 
     def _write(
         self,
@@ -67,11 +87,19 @@ class Endpoint:
         params: Optional[Params] = None,
         method: str = "PUT",
         timeout: Optional[float] = None,
+        secret: Optional[str] = None,
     ) -> Response:
         """PUT, POST or DELETE; every error status is raised. `data` that is not bytes is sent as JSON."""
         body = data if data is None or isinstance(data, bytes) else json.dumps(data).encode()
         options: Params = {"dc": self._datacenter, **(params or {})}
-        return self._call(method, path, options, body, timeout)
+        return self._call(method, path, options, body, timeout, secret=secret)
+
+    def _done(self, path: str, data: Any = None, params: Optional[Params] = None, method: str = "PUT") -> bool:
+        """As `_write`, where the status says it all: True, or an exception."""
+        self._write(path, data, params, method)
+        return True
+
+    # -- both ------------------------------------------------------------------------------------------------
 
     def _call(
         self,
@@ -82,27 +110,97 @@ class Endpoint:
         timeout: Optional[float] = None,
         missing_ok: bool = False,
         conflict_ok: bool = False,
+        secret: Optional[str] = None,
     ) -> Response:
-        pairs = [(name, value) for name, value in params.items() if value is not None]
-        uri = f"{self._uri}/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
-        headers = {"X-Consul-Token": self._token} if self._token else {}
-        answer = self._adapter.request(method, uri, body, headers, timeout)
+        """One request.
+
+        :param secret: a part of the path that no message may show (the ID of a legacy ACL token is the token)
+        """
+        what = _without(secret, f"{method} /v1/{path}")
+        # By the adapter's method of that name, so that an adapter of one's own may override it.
+        ask = getattr(self._adapter, method.lower())
+        arguments: dict[str, Any] = {"timeout": timeout}
+        if body is not None:
+            arguments["data"] = body
+        if self._token:
+            arguments["headers"] = {"X-Consul-Token": self._token}
+        try:
+            answer: Response = ask(self._uri_of(path, params), **arguments)
+        except RequestError as error:
+            raise type(error)(f"{what}: {error}") from error.__cause__
+        answer.what = what
         self._answers.meta = answer.meta
         expected = {404: missing_ok, 409: conflict_ok}.get(answer.status_code, False)
         if not answer.ok and not expected:
-            raise_for(answer, f"{method} /v1/{path}")
+            raise_for(answer, secret)
         return answer
 
+    def _stream(
+        self,
+        method: str,
+        path: str,
+        params: Params,
+        data: Union[bytes, IO[bytes], None] = None,
+        timeout: Optional[float] = None,
+    ) -> Stream:
+        """As `_call`, with bodies that are sent and read piece by piece; every error status is raised."""
+        what = f"{method} /v1/{path}"
+        headers = {"X-Consul-Token": self._token} if self._token else None
+        try:
+            stream = self._adapter.stream(method, self._uri_of(path, params), data, headers, timeout)
+            self._answers.meta = Meta.of(stream.headers)
+            if 200 <= stream.status_code < 300:
+                return stream
+            with stream:
+                raise_for(Response(stream.status_code, stream.read(4096), stream.headers, what))
+        except RequestError as error:
+            raise type(error)(f"{what}: {error}") from error.__cause__
 
-def consistency_of(mode: Optional[str]) -> Params:
+    def _uri_of(self, path: str, params: Params) -> str:
+        pairs = [(name, value) for name, value in params.items() if value is not None]
+        return f"{self._uri}/{path}" + (f"?{urlencode(pairs, doseq=True)}" if pairs else "")
+
+    def _options(self, query: Mapping[str, Any]) -> Params:
+        """The parameters of a read's options."""
+        options: Params = {"dc": query.get("dc") or self._datacenter}
+        options.update(consistency_of(query.get("consistency"), query.get("stale", False)))
+        options["filter"] = query.get("filter")
+        options["near"] = query.get("near")
+        if query.get("node_meta"):
+            options["node-meta"] = [f"{name}:{value}" for name, value in query["node_meta"].items()]
+        if query.get("index") is not None:
+            options["index"] = query.get("index")
+            wait = query.get("wait")
+            options["wait"] = None if wait is None else duration(wait)
+        return options
+
+    def _time_for(self, query: Mapping[str, Any]) -> Optional[float]:
+        """Seconds that the answer may take: a blocking query is held by Consul before that."""
+        timeout = query.get("timeout")
+        if query.get("index") is None:
+            return timeout
+        limit = self._adapter.timeout if timeout is None else timeout
+        wait = query.get("wait")
+        held = DEFAULT_WAIT if wait is None else seconds(wait)
+        # Consul adds up to wait/16 to spread the load: api-docs/features/blocking.
+        return None if limit is None else held * 17 / 16 + limit
+
+
+def consistency_of(mode: Optional[str], stale: bool = False) -> Params:
     """The parameters of a consistency mode; raises ValueError for one that there is not."""
-    if mode not in (None, *CONSISTENCY):
-        raise ValueError(f"consistency is one of {', '.join(CONSISTENCY)}, not {mode!r}")
-    return dict(CONSISTENCY[mode or "default"])
+    if mode not in (None, *CONSISTENCY) or (stale and mode not in (None, "stale")):
+        said = f"{mode!r} with stale=True" if stale else repr(mode)
+        raise ValueError(f"consistency is one of {', '.join(CONSISTENCY)}, not {said}")
+    return dict(CONSISTENCY["stale" if stale else mode or "default"])
 
 
 def segment(name: str) -> str:
-    """A name as one segment of a URI's path."""
+    """A name as one segment of a URI's path.
+
+    :raises ValueError: it is empty, or "." or "..", which would be another path
+    """
+    if name in ("", ".", ".."):
+        raise ValueError(f"{name!r} cannot be a name or an ID in Consul's HTTP API")
     return quote(name, safe="")
 
 
@@ -111,13 +209,22 @@ def strip_none(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def raise_for(answer: Response, what: str) -> None:
+def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
     """Raise the exception that fits an answer's status."""
-    words = answer.text.strip()[:500] or "no explanation"
-    message = f"{what}: {answer.status_code} {words}"
-    if answer.status_code >= 500:
+    status, words = answer.status_code, _without(secret, answer.text.strip()[:500]) or "no explanation"
+    message = f"{answer.what}: {status} {words}"
+    if 300 <= status < 400:
+        target = _without(secret, answer.headers.get("Location", "nowhere"))
+        raise Redirected(f"{answer.what}: {status} to {target}, not followed", status)
+    if status >= 500:
         # Consul 1.8 answers 500 with these words where the token is unknown or lacks the right.
         if "ACL not found" in words or "Permission denied" in words:
             raise BY_STATUS[403](message, 403)
-        raise ServerError(message, answer.status_code)
-    raise BY_STATUS.get(answer.status_code, ClientError)(message, answer.status_code)
+        if "invalid session" in words:
+            raise UnknownSession(message, status)
+        raise (NoLeader if "No cluster leader" in words else ServerError)(message, status)
+    raise BY_STATUS.get(status, ClientError)(message, status)
+
+
+def _without(secret: Optional[str], text: str) -> str:
+    return text.replace(quote(secret, safe=""), "<secret>").replace(secret, "<secret>") if secret else text

@@ -16,10 +16,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from urllib.parse import quote
 
+import ijson
+
 from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.api.txn import Txn, encode, operation
-from consulfs.consulate.exceptions import ClientError, ConcurrentChange, KeyMissing, StaleIndex, TooLarge
+from consulfs.consulate.exceptions import (
+    BadAnswer,
+    ClientError,
+    ConcurrentChange,
+    KeyMissing,
+    NotFound,
+    RequestError,
+    StaleIndex,
+    TooLarge,
+)
 from consulfs.consulate.models import Record
 
 if TYPE_CHECKING:
@@ -180,7 +191,8 @@ class KV(Endpoint):
         answer = self._by_url(key, lambda path: self._read(path, **query))
         if answer is None:
             return self.read_many([key], **query).get(key)
-        return None if answer.status_code == 404 else Record.of(answer.body[0])
+        found = _records(answer)
+        return found[0] if found else None
 
     def read_many(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
         """The records of up to 64 keys in one request. Keys that are missing or may not be read are left out."""
@@ -205,14 +217,36 @@ class KV(Endpoint):
         if answer is None:
             below = [record.key for record in self.tree(prefix, **query)]
             return _one_level(below, prefix, separator) if separator else below
-        return [] if answer.status_code == 404 else list(answer.body)
+        return answer.as_list()
 
     def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
         """The records of every key that begins with a prefix."""
         answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, **query))
         if answer is None:
             return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
-        return [] if answer.status_code == 404 else [Record.of(entry) for entry in answer.body]
+        return _records(answer)
+
+    def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
+        """As `tree`, one record after the other while the answer arrives: in bounded memory.
+
+        One answer of one request, so it is what the store held at one moment. The connection is held until the
+        iterator is at its end or closed. A prefix that does not travel in a URL is read at once.
+        """
+        if prefix and not (travels_in_url(prefix) and prefix.isascii()):
+            yield from self.tree(prefix, **query)
+            return
+        params = {"recurse": "", **self._options(query)}
+        what = f"GET /v1/{_path(prefix)}"
+        try:
+            with self._stream("GET", _path(prefix), params, timeout=self._time_for(query)) as answer:
+                for entry in ijson.items(answer, "item"):
+                    yield Record.of(entry)
+        except NotFound:
+            return
+        except RequestError as error:
+            raise type(error)(f"{what}: {error}") from error.__cause__
+        except (ijson.JSONError, KeyError, TypeError, ValueError) as error:
+            raise BadAnswer(f"{what}: wanted a list of records: {error}") from error
 
     def store(
         self,
@@ -239,7 +273,7 @@ class KV(Endpoint):
         answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
         if answer is None:
             raise TooLarge(f"{key!r} can be stored by transaction only, and its value is too large for one", 413)
-        if answer.body is not True:
+        if not answer.as_bool():
             raise StaleIndex(f"PUT /v1/kv: {key} has another index than {index}")
         return Record(key, value, flags)
 
@@ -270,6 +304,13 @@ def decode(value: bytes) -> Union[str, bytes]:
         return value.decode()
     except UnicodeDecodeError:
         return value
+
+
+def _records(answer: Response) -> list[Record]:
+    try:
+        return [Record.of(entry) for entry in answer.as_list()]
+    except (KeyError, TypeError, ValueError):
+        raise answer.bad("a list of records") from None
 
 
 def _encode(value: Any) -> bytes:

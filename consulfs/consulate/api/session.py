@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
-from consulfs.consulate.api.base import Endpoint, segment, strip_none
+from consulfs.consulate.api.base import Endpoint, Row, Rows, segment, strip_none
+from consulfs.consulate.exceptions import NotFound, UnknownSession
 from consulfs.consulate.models import duration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from consulfs.consulate.models import Query
-
-
-Sessions = list[dict[str, Any]]  # named here, since `list` is a method of the class
 
 
 class Session(Endpoint):
@@ -44,28 +42,31 @@ class Session(Endpoint):
             "TTL": None if ttl is None else duration(ttl),
             "Checks": None if checks is None else list(checks),
         }
-        return str(self._write("session/create", strip_none(body)).body["ID"])
+        return str(self._write("session/create", strip_none(body)).as_dict()["ID"])
 
     def destroy(self, session_id: str) -> bool:
         """Invalidate a session. Its locks are released, and their lock-delay begins."""
-        return bool(self._write(f"session/destroy/{segment(session_id)}").body)
+        return self._write(f"session/destroy/{segment(session_id)}").as_bool()
 
-    def info(self, session_id: str, **query: Unpack[Query]) -> Optional[dict[str, Any]]:
+    def info(self, session_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The session, or None where there is none."""
-        found: list[dict[str, Any]] = self._read(f"session/info/{segment(session_id)}", **query).body or []
+        found = self._read_list(f"session/info/{segment(session_id)}", **query)
         return found[0] if found else None
 
-    def list(self, **query: Unpack[Query]) -> Sessions:
+    def list(self, **query: Unpack[Query]) -> Rows:
         """The active sessions of the datacenter."""
-        return list(self._read("session/list", **query).body or [])
+        return self._read_list("session/list", **query)
 
-    def node(self, node: str, **query: Unpack[Query]) -> Sessions:
+    def node(self, node: str, **query: Unpack[Query]) -> Rows:
         """The active sessions of a node."""
-        return list(self._read(f"session/node/{segment(node)}", **query).body or [])
+        return self._read_list(f"session/node/{segment(node)}", **query)
 
-    def renew(self, session_id: str) -> dict[str, Any]:
+    def renew(self, session_id: str) -> Row:
         """Begin the session's TTL anew.
 
-        :raises NotFound: there is no such session
+        :raises UnknownSession: there is no such session
         """
-        return dict(self._write(f"session/renew/{segment(session_id)}").body[0])
+        try:
+            return dict(self._write(f"session/renew/{segment(session_id)}").as_list()[0])
+        except NotFound as error:
+            raise UnknownSession(str(error), error.status) from None

@@ -17,9 +17,8 @@ class Status(Endpoint):
 
     def leader(self, **query: Unpack[Query]) -> str:
         """The leader's address as "host:port"; "" where there is none."""
-        return str(self._read("status/leader", **query).body)
+        return self._read("status/leader", **query).as_str()
 
     def peers(self, **query: Unpack[Query]) -> list[str]:
         """The addresses of the Raft peers, always as a list."""
-        peers = self._read("status/peers", **query).body or []
-        return [peers] if isinstance(peers, str) else list(peers)
+        return self._read_list("status/peers", **query)

@@ -11,11 +11,11 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, consistency_of, raise_for
-from consulfs.consulate.exceptions import BY_STATUS, StaleIndex, TransactionFailed
+from consulfs.consulate.api.base import Endpoint, Params, consistency_of
+from consulfs.consulate.exceptions import BY_STATUS, StaleIndex, TransactionFailed, UnknownSession
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,23 +77,27 @@ class Txn(Endpoint):
         if query.get("index") is not None:
             raise ValueError("a transaction cannot wait: Consul has no blocking query for an odd key")
         params: Params = {"dc": query.get("dc") or self._datacenter}
-        params.update(consistency_of(query.get("consistency")))
+        params.update(consistency_of(query.get("consistency"), query.get("stale", False)))
         answer = self._call(
             "PUT", "txn", params, encode(operations) if body is None else body, query.get("timeout"), conflict_ok=True
         )
         if answer.status_code == 409:
             _raise_failed(answer)
-        return [result["KV"] for result in answer.body["Results"] or ()]
+        try:
+            return [result["KV"] for result in answer.as_dict()["Results"] or ()]
+        except (KeyError, TypeError):
+            raise answer.bad("the results of a transaction") from None
 
 
-def _raise_failed(answer: Response) -> None:
+def _raise_failed(answer: Response) -> NoReturn:
     try:
-        errors = [(error["OpIndex"], error["What"]) for error in answer.body["Errors"]]
+        errors = [(error["OpIndex"], error["What"]) for error in answer.as_dict()["Errors"]]
     except (TypeError, KeyError):
-        raise_for(answer, "PUT /v1/txn")
-        raise
+        raise answer.bad("the errors of a transaction") from None
     words = "; ".join(what for _, what in errors)
     if any("ermission denied" in _QUOTED.sub("", what) for _, what in errors):
         raise BY_STATUS[403](f"PUT /v1/txn: {words}", 403)
+    if any("invalid session" in _QUOTED.sub("", what) for _, what in errors):
+        raise UnknownSession(f"PUT /v1/txn: {words}", 409)
     stale = all(any(phrase in _QUOTED.sub("", what) for phrase in _STALE) for _, what in errors)
     raise (StaleIndex if stale else TransactionFailed)(f"PUT /v1/txn: {words}", 409, errors)
