@@ -17,6 +17,8 @@ from support.curl import Curl
 from support.mount import Mount
 from support.proxy import Proxy
 
+from consulfs import consulate
+
 for variable in [name for name in os.environ if name.startswith("CONSUL_")]:
     del os.environ[variable]
 
@@ -44,6 +46,13 @@ def curl(agent: Agent) -> Iterator[Curl]:
     curl.delete_all()
     yield curl
     curl.delete_all()
+
+
+@pytest.fixture
+def consul(agent: Agent, curl: Curl) -> Iterator[consulate.Consul]:
+    """A client of an empty store."""
+    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
+        yield consul
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,96 +15,12 @@ from consulfs.consulate.models import duration, seconds
 
 
 @pytest.fixture
-def consul(agent, curl):
-    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
-        yield consul
-
-
 def test_the_constructor_is_that_of_the_reference():
     import inspect
 
     names = list(inspect.signature(consulate.Consul).parameters)
     assert names == ["host", "port", "datacenter", "token", "scheme", "adapter", "verify", "cert", "timeout"]
     assert consulate.Session is consulate.Consul
-
-
-def test_the_dict(consul, curl):
-    consul.kv["a"] = "text"
-    consul.kv["b"] = True
-    consul.kv["c"] = 128
-    consul.kv["d"] = {"x": [1]}
-    consul.kv["e"] = b"\xff\x00"
-    assert curl.tree() == {"a": b"text", "b": b"true", "c": b"128", "d": b'{"x": [1]}', "e": b"\xff\x00"}
-    assert (consul.kv["a"], consul.kv["b"], consul.kv["c"], consul.kv["e"]) == ("text", "true", "128", b"\xff\x00")
-    assert "a" in consul.kv
-    assert "z" not in consul.kv
-    assert len(consul.kv) == 5
-    assert list(consul.kv) == consul.kv.keys() == ["a", "b", "c", "d", "e"]
-    assert consul.kv.items()["a"] == "text"
-    assert isinstance(consul.kv.items(), dict)
-    assert dict(consul.kv.iteritems()) == consul.kv.items()
-    assert sorted(consul.kv.values(), key=str) == sorted(consul.kv.items().values(), key=str)
-    del consul.kv["a"]
-    assert curl.get("a") is None
-
-
-@pytest.mark.parametrize("kind", [KeyError, AttributeError])
-def test_a_missing_key(consul, kind):
-    with pytest.raises(kind):
-        consul.kv["none"]
-    assert consul.kv.get("none") is None
-    assert consul.kv.get("none", "default") == "default"
-    assert consul.kv.get_record("none") is None
-    assert consul.kv.delete("none") is True
-
-
-def test_records(consul, curl):
-    consul.kv.set_record("app/a", 5, "one")
-    assert consul.kv.set_record("app/a", 6, "two", replace=False) is False
-    assert (curl.get("app/a"), curl.flags("app/a")) == (b"one", 5)
-    consul.kv.set("app/a", "three")
-    assert (curl.get("app/a"), curl.flags("app/a")) == (b"three", 5)
-    record = consul.kv.get_record("app/a")
-    assert (record["Key"], record["Value"], record["Flags"]) == ("app/a", "three", 5)
-    assert record["ModifyIndex"] == curl.record("app/a")["ModifyIndex"]
-    assert consul.kv.records() == [("app/a", 5, "three")]
-    consul.kv["app/b/c"] = "x"
-    assert consul.kv.find("app/") == {"app/a": "three", "app/b/c": "x"}
-    assert consul.kv.find("app/", "/") == ["app/a", "app/b/"]
-    assert consul.kv.records("app/b") == [("app/b/c", 0, "x")]
-    consul.kv.delete("app/", recurse=True)
-    assert curl.keys() == []
-
-
-def test_odd_keys_are_never_redirected(consul, curl):
-    for key in ("a//b", "x/../y", "x/./y", "q?x=1", "h#x", "p%41", "s p", "new\nline", "\U0001fae8"):
-        consul.kv.set_record(key, 3, key)
-        assert curl.tree() == {key: key.encode()}
-        assert consul.kv.read(key).value == key.encode()
-        assert [record.key for record in consul.kv.tree(key[:3])] == [key]
-        assert consul.kv.names(key[:3]) == [key]
-        consul.kv.remove(key)
-        assert curl.keys() == []
-
-
-def test_two_clients_add_up(agent, curl):
-    """Writes use compare-and-set: flags that one client sets and values that another sets do not undo each other."""
-    curl.put("f", b"0")
-
-    def work(method):
-        with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
-            for number in range(1, 101):
-                method(consul.kv, number)
-
-    threads = [
-        threading.Thread(target=work, args=(lambda kv, number: kv.set("f", number),)),
-        threading.Thread(target=work, args=(lambda kv, number: kv.set_record("g", number, number),)),
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert (curl.get("f"), curl.get("g"), curl.flags("g")) == (b"100", b"100", 100)
 
 
 def test_transactions(consul, curl):
@@ -124,20 +39,6 @@ def test_transactions(consul, curl):
     assert not isinstance(failed.value, consulate.StaleIndex)
 
 
-def test_a_blocking_query_wakes(consul, curl):
-    curl.put("a", b"1")
-    consul.kv.get("a")
-    index = consul.kv.meta.index
-    assert index == curl.record("a")["ModifyIndex"]
-    assert consul.kv.meta.known_leader is True
-    threading.Timer(0.3, lambda: curl.put("a", b"2")).start()
-    assert consul.kv.get("a", index=index, wait="30s") == "2"
-    assert consul.kv.meta.index > index
-    begin = time.monotonic()
-    assert consul.kv.get("a", index=consul.kv.meta.index, wait="200ms") == "2"
-    assert time.monotonic() - begin < 20  # a hang guard
-
-
 def test_the_metadata_is_each_threads_own(consul, curl):
     curl.put("a", b"1")
     consul.kv.get("a")
@@ -149,25 +50,6 @@ def test_the_metadata_is_each_threads_own(consul, curl):
     assert consul.kv.meta.index is not None
 
 
-@pytest.mark.parametrize("mode", ["default", "consistent", "stale"])
-def test_consistency(agent, proxy, curl, mode):
-    curl.put("a", b"1")
-    host, port = proxy.address.split(":")
-    with consulate.Consul(host, int(port), timeout=10) as consul:
-        assert consul.kv.get("a", consistency=mode) == "1"
-        assert (mode in proxy.requests[-1].path) == (mode != "default")
-        with pytest.raises(ValueError, match="consistency"):
-            consul.kv.get("a", consistency="wrong")
-
-
-def test_slashes_at_the_beginning_are_stripped_alike(consul, curl):
-    consul.kv["/a"] = "1"
-    assert curl.tree() == {"a": b"1"}
-    assert consul.kv["/a"] == "1"
-    del consul.kv["/a"]
-    assert curl.keys() == []
-
-
 def test_a_keys_name_is_not_taken_for_consuls_words(consul, curl):
     from consulfs.consulate.api.txn import operation
 
@@ -177,13 +59,6 @@ def test_a_keys_name_is_not_taken_for_consuls_words(consul, curl):
     with pytest.raises(consulate.TransactionFailed) as failed:
         consul.txn.execute([operation("nonsense", "index is stale")])
     assert not isinstance(failed.value, consulate.StaleIndex)
-
-
-def test_an_odd_key_cannot_be_waited_for(consul, curl):
-    curl.put("a//b", b"1")
-    assert consul.kv.read("a//b", index=None).value == b"1"
-    with pytest.raises(ValueError, match="wait"):
-        consul.kv.read("a//b", index=1, wait="1s")
 
 
 def test_a_token_that_no_header_can_carry():

@@ -122,9 +122,13 @@ _JSON_NAMES = {list: "list", dict: "object", str: "string", bool: "true or false
 
 
 class Stream:
-    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed."""
+    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed.
+
+    :ivar what: what was asked, for messages
+    """
 
     def __init__(self, answer: urllib3.BaseHTTPResponse, base: str, release: Callable[[], None]) -> None:
+        self.what = "the request"
         self.status_code = answer.status
         self.headers: Mapping[str, str] = answer.headers
         self._answer = answer
@@ -136,12 +140,12 @@ class Stream:
 
         :raises ConnectionBroken: the connection ended before the body did
         """
-        with _translated(self._base):
+        with _translated(self._base, f"{self.what}: "):
             return self._answer.read(size if size is None or size >= 0 else None)
 
     def __iter__(self) -> Iterator[bytes]:
         """The body in pieces as they arrive."""
-        with _translated(self._base):
+        with _translated(self._base, f"{self.what}: "):
             yield from self._answer.stream(1 << 16)
 
     def close(self) -> None:
@@ -395,21 +399,21 @@ def _body(data: Any) -> Any:
 
 
 @contextmanager
-def _translated(base: str) -> Iterator[None]:
+def _translated(base: str, what: str = "") -> Iterator[None]:
     """The errors of the libraries beneath become this client's, with the original as cause."""
     try:
         yield
     except (exceptions.HTTPError, requests.RequestException, OSError) as error:
-        raise _translate(error, base) from error
+        raise _translate(error, base, what) from error
 
 
-def _translate(error: Exception, base: str) -> RequestError:
+def _translate(error: Exception, base: str, what: str) -> RequestError:
     reason = getattr(error, "reason", None) or error
     if isinstance(error, exceptions.NewConnectionError) and isinstance(error.__cause__, OSError):
         tls = isinstance(error.__cause__, ssl.SSLError)
         reason = f"TLS failed: {error.__cause__}" if tls else error.__cause__.strerror or error.__cause__
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
-        return ConnectFailed(f"cannot connect to {base}: {reason}")
+        return ConnectFailed(f"{what}cannot connect to {base}: {reason}")
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-        return AnswerTimeout(f"no answer from {base} in time")
-    return ConnectionBroken(f"the connection to {base} broke before the answer was whole: {reason}")
+        return AnswerTimeout(f"{what}no answer from {base} in time")
+    return ConnectionBroken(f"{what}the connection to {base} broke before the answer was whole: {reason}")

@@ -62,6 +62,7 @@ class Consul:
         self.snapshot = api.Snapshot(*common)
         self.status = api.Status(*common)
         self.txn = api.Txn(*common)
+        self.lock = api.Lock(self._base, self._adapter, self.session, datacenter, token)
 
     def close(self) -> None:
         self._adapter.close()

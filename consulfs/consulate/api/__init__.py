@@ -9,6 +9,7 @@ from consulfs.consulate.api.coordinate import Coordinate
 from consulfs.consulate.api.event import Event
 from consulfs.consulate.api.health import Health
 from consulfs.consulate.api.kv import KV
+from consulfs.consulate.api.lock import Lock
 from consulfs.consulate.api.operator import Operator
 from consulfs.consulate.api.query import Query
 from consulfs.consulate.api.session import Session
@@ -26,6 +27,7 @@ __all__ = [
     "Coordinate",
     "Event",
     "Health",
+    "Lock",
     "Operator",
     "Query",
     "Session",

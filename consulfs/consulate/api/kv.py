@@ -1,8 +1,6 @@
-"""The key/value store: a dict for people, and exact records for programs that must not lose a byte.
+"""The key/value store as a dict for people, and its locks.
 
-The dict face follows the consulate library, which strips a leading slash. The methods under "exact" take and give
-keys as they are. Consul cleans URL paths: a GET or PUT of `a//b`, `/lead` or `x/../y` is redirected to another key
-(measured on 1.8.7), and unprintable characters are refused. Such odd keys travel in transactions instead.
+It follows the consulate library, which strips a leading slash here; `records` has the exact face beneath.
 
 Source: https://www.consul.io/api-docs/kv
 """
@@ -12,25 +10,12 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
-from urllib.parse import quote
 
-import ijson
-
-from consulfs.consulate.adapters import Request, Response
-from consulfs.consulate.api.base import Endpoint, Params
-from consulfs.consulate.api.txn import Txn, encode, operation
-from consulfs.consulate.exceptions import (
-    BadAnswer,
-    ClientError,
-    ConcurrentChange,
-    KeyMissing,
-    NotFound,
-    RequestError,
-    StaleIndex,
-    TooLarge,
-)
+from consulfs.consulate.api.records import TXN_BODY_LIMIT, Records
+from consulfs.consulate.api.txn import encode, operation
+from consulfs.consulate.exceptions import ConcurrentChange, KeyMissing, StaleIndex, TooLarge, TransactionFailed
 from consulfs.consulate.models import Record
 
 if TYPE_CHECKING:
@@ -40,32 +25,12 @@ if TYPE_CHECKING:
 
 CAS_ATTEMPTS = 32
 
-TXN_BODY_LIMIT = 1 << 19
-"""The bytes that Consul takes as a transaction's body unless limits.txn_max_req_len says otherwise."""
+# How Consul 1.8 ends its words where a lock is refused (agent/consul/state/txn.go); a key's name stands before them.
+_NOT_NOW = ("lock is already held", "due to lock delay")
 
 
-def travels_in_url(key: str) -> bool:
-    """Whether Consul would leave this key as it is in a URL's path."""
-    parts = key.split("/")
-    if parts[-1] == "":
-        parts.pop()
-    return key.isprintable() and all(part not in ("", ".", "..") for part in parts)
-
-
-class KV(Endpoint):
-    """The key/value store. Writes use compare-and-set, as the consulate library's do.
-
-    :ivar txn: transactions with this endpoint's connection, datacenter and token; their answers are this endpoint's
-    """
-
-    def __init__(
-        self, uri: str, adapter: Request, datacenter: Optional[str] = None, token: Optional[str] = None
-    ) -> None:
-        super().__init__(uri, adapter, datacenter, token)
-        self.txn = Txn(uri, adapter, datacenter, token)
-        self.txn._answers = self._answers
-
-    # -- a dict ----------------------------------------------------------------------------------------------
+class KV(Records):
+    """The key/value store. Writes use compare-and-set, as the consulate library's do."""
 
     def __contains__(self, item: str) -> bool:
         return self.read(item.lstrip("/")) is not None
@@ -122,8 +87,14 @@ class KV(Endpoint):
         return [(each.key, each.flags, decode(each.value)) for each in self.tree(key or "", **query)]
 
     def get_record(self, item: str, **query: Unpack[Query]) -> Optional[dict[str, Any]]:
-        """Consul's record as a dict with the value decoded, or None where there is no such key."""
-        record = self.read(item.lstrip("/"), **query)
+        """Consul's record as a dict with the value decoded, or None where there is no such key.
+
+        A key that begins with a slash is found as it is, since `set_record` stores it so; where there is none, the
+        one without the slash.
+        """
+        record = self.read(item, **query)
+        if record is None and item.startswith("/"):
+            record = self.read(item.lstrip("/"), **query)
         if record is None:
             return None
         entry: dict[str, Any] = {
@@ -160,142 +131,91 @@ class KV(Endpoint):
     def acquire_lock(
         self, item: str, session: str, value: Any = None, cas: Optional[int] = None, flags: Optional[int] = None
     ) -> bool:
-        """Take the key's lock for a session. As in Consul itself this WRITES the value and the flags."""
-        params: Params = {"acquire": session, "cas": cas, "flags": flags}
-        return bool(self._write(_path(item.lstrip("/")), _encode(value), params).body)
+        """Take the key's lock for a session; one that has it already keeps it.
+
+        Consul's own request writes its body and flags whenever it takes a lock, an empty body too. Here the lock is
+        taken in a transaction that leaves what is not given as it stands, even if others write at the same time.
+
+        :param value: set with the lock; None leaves the key's value
+        :param cas: take it only where the key has this ModifyIndex; 0: where there is no such key
+        :param flags: set with the lock; None leaves the key's flags
+        :return: False where another session holds it, its lock-delay runs, or `cas` did not fit
+        :raises UnknownSession: there is no such session
+        :raises TooLarge: the value does not fit into a transaction (about 390 KB)
+        :raises ConcurrentChange: the key changed again and again
+        """
+        key = item.lstrip("/")
+
+        def attempt() -> bool:
+            old = self.read(key)
+            if cas is not None and cas != _index_of(old):
+                return False
+            if old is not None and old.session not in (None, session):
+                return False
+            kept = old or Record(key, b"")
+            new_value = kept.value if value is None else _encode(value)
+            try:
+                self._exchange("lock", old, Record(key, new_value, kept.flags if flags is None else flags), session)
+            except TransactionFailed as error:
+                if any(what.endswith(_NOT_NOW) for _, what in error.errors):
+                    return False
+                raise
+            return True
+
+        return _settled(key, attempt)
 
     def release_lock(self, item: str, session: str) -> bool:
-        """Give the key's lock back. As in Consul itself this WRITES an empty value and no flags."""
-        return bool(self._write(_path(item.lstrip("/")), None, {"release": session}).body)
+        """Give the key's lock back; the value and the flags stay, unlike with Consul's own request.
+
+        :return: False where this session does not hold it
+        :raises ConcurrentChange: the key changed again and again
+        """
+        key = item.lstrip("/")
+
+        def attempt() -> bool:
+            old = self.read(key)
+            if old is None or old.session != session:
+                return False
+            self._exchange("unlock", old, old, session)
+            return True
+
+        return _settled(key, attempt)
+
+    def _exchange(self, verb: str, old: Optional[Record], new: Record, session: str) -> None:
+        """Lock or unlock a key that is still as it was read."""
+        index = _index_of(old)
+        check = operation("check-index", new.key, index=index) if index else operation("check-not-exists", new.key)
+        operations = [check, operation(verb, new.key, new.value, new.flags, session=session)]
+        body = encode(operations)
+        if len(body) > TXN_BODY_LIMIT:
+            raise TooLarge(f"{new.key}: too large to be locked without the risk of losing another's write", 413)
+        self.txn.execute(operations, body)
 
     def _store_safely(self, key: str, value: bytes, flags: Optional[int], replace: bool) -> bool:
-        for attempt in range(CAS_ATTEMPTS):
+        def attempt() -> bool:
             old = self.read(key)
             if old is not None and not replace:
                 return False
             kept = (old.flags if old else 0) if flags is None else flags
-            try:
-                self.store(key, value, kept, old.modify_index or 0 if old else 0)
-                return True
-            except StaleIndex:
-                time.sleep(random.uniform(0, 0.002 * (attempt + 1)))
-        raise ConcurrentChange(f"{key}: {CAS_ATTEMPTS} writes in a row met a concurrent change")
+            self.store(key, value, kept, _index_of(old))
+            return True
 
-    # -- exact -----------------------------------------------------------------------------------------------
+        return _settled(key, attempt)
 
-    def read(self, key: str, **query: Unpack[Query]) -> Optional[Record]:
-        """One key's record, or None.
 
-        :raises Forbidden: the token may not read it (for an odd key the transaction cannot tell: None)
-        """
-        answer = self._by_url(key, lambda path: self._read(path, **query))
-        if answer is None:
-            return self.read_many([key], **query).get(key)
-        found = _records(answer)
-        return found[0] if found else None
-
-    def read_many(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
-        """The records of up to 64 keys in one request. Keys that are missing or may not be read are left out."""
-        if not keys:
-            return {}
+def _settled(key: str, attempt: Callable[[], bool]) -> bool:
+    """The result of a read and a write that belong together, tried anew where others changed the key in between."""
+    for number in range(CAS_ATTEMPTS):
         try:
-            return self._get_together(keys, **query)
-        except StaleIndex as error:
-            # A get of a missing key fails the whole; all of them are named, so one more request is enough.
-            missing = {index for index, _ in error.errors}
-            rest = [key for index, key in enumerate(keys) if index not in missing]
-            return self.read_many(rest, **query) if len(rest) < len(keys) else {}
+            return attempt()
+        except StaleIndex:
+            time.sleep(random.uniform(0, 0.002 * (number + 1)))
+    raise ConcurrentChange(f"{key}: {CAS_ATTEMPTS} writes in a row met a concurrent change")
 
-    def _get_together(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
-        entries = self.txn.execute([operation("get", key) for key in keys], **query)
-        return {entry["Key"]: Record.of(entry) for entry in entries}
 
-    def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
-        """The keys below a prefix; with a separator only up to its next occurrence."""
-        params: Params = {"keys": "", "separator": separator or None}
-        answer = self._by_url(prefix, lambda path: self._read(path, params, **query))
-        if answer is None:
-            below = [record.key for record in self.tree(prefix, **query)]
-            return _one_level(below, prefix, separator) if separator else below
-        return answer.as_list()
-
-    def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
-        """The records of every key that begins with a prefix."""
-        answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, **query))
-        if answer is None:
-            return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
-        return _records(answer)
-
-    def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
-        """As `tree`, one record after the other while the answer arrives: in bounded memory.
-
-        One answer of one request, so it is what the store held at one moment. The connection is held until the
-        iterator is at its end or closed. A prefix that does not travel in a URL is read at once.
-        """
-        if prefix and not (travels_in_url(prefix) and prefix.isascii()):
-            yield from self.tree(prefix, **query)
-            return
-        params = {"recurse": "", **self._options(query)}
-        what = f"GET /v1/{_path(prefix)}"
-        try:
-            with self._stream("GET", _path(prefix), params, timeout=self._time_for(query)) as answer:
-                for entry in ijson.items(answer, "item"):
-                    yield Record.of(entry)
-        except NotFound:
-            return
-        except RequestError as error:
-            raise type(error)(f"{what}: {error}") from error.__cause__
-        except (ijson.JSONError, KeyError, TypeError, ValueError) as error:
-            raise BadAnswer(f"{what}: wanted a list of records: {error}") from error
-
-    def store(
-        self,
-        key: str,
-        value: bytes,
-        flags: int,
-        index: int,
-        timeout: Optional[float] = None,
-        txn_limit: int = TXN_BODY_LIMIT,
-    ) -> Record:
-        """Set value and flags where the key still has ModifyIndex `index` (0: where it does not exist).
-
-        :param txn_limit: the bytes that the server takes as a transaction's body; over it a plain PUT is used
-        :return: the record as it is now; its modify_index is None after a plain PUT, which answers without one
-        :raises StaleIndex: the key has another index
-        :raises TooLarge: the value is over the server's limit, or over `txn_limit` under an odd key
-        """
-        operations = [operation("cas", key, value, flags, index)]
-        body = encode(operations)
-        if len(body) <= txn_limit:
-            query: Any = {} if timeout is None else {"timeout": timeout}
-            return Record.of(self.txn.execute(operations, body, **query)[0], value)
-        params: Params = {"cas": index, "flags": flags}
-        answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
-        if answer is None:
-            raise TooLarge(f"{key!r} can be stored by transaction only, and its value is too large for one", 413)
-        if not answer.as_bool():
-            raise StaleIndex(f"PUT /v1/kv: {key} has another index than {index}")
-        return Record(key, value, flags)
-
-    def remove(self, key: str, recurse: bool = False, timeout: Optional[float] = None) -> None:
-        """Delete a key, or all that begin with it."""
-        params: Params = {"recurse": "" if recurse else None}
-        answer = self._by_url(key, lambda path: self._write(path, None, params, "DELETE", timeout))
-        if answer is None:
-            query: Any = {} if timeout is None else {"timeout": timeout}
-            self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
-
-    def _by_url(self, key: str, ask: Callable[[str], Response]) -> Optional[Response]:
-        """Ask with the key in the URL's path; None where it does not travel so."""
-        if key and not travels_in_url(key):
-            return None
-        try:
-            return ask(_path(key))
-        except ClientError as error:
-            # Characters newer than the server's Unicode tables are unprintable to it: 400 with an empty body.
-            if error.status == 400 and not key.isascii():
-                return None
-            raise
+def _index_of(record: Optional[Record]) -> int:
+    """What compare-and-set expects: 0 where there is no key."""
+    return (record.modify_index or 0) if record else 0
 
 
 def decode(value: bytes) -> Union[str, bytes]:
@@ -306,27 +226,9 @@ def decode(value: bytes) -> Union[str, bytes]:
         return value
 
 
-def _records(answer: Response) -> list[Record]:
-    try:
-        return [Record.of(entry) for entry in answer.as_list()]
-    except (KeyError, TypeError, ValueError):
-        raise answer.bad("a list of records") from None
-
-
 def _encode(value: Any) -> bytes:
     if value is None:
         return b""
     if isinstance(value, bytes):
         return value
     return (value if isinstance(value, str) else json.dumps(value)).encode()
-
-
-def _path(key: str) -> str:
-    return "kv/" + quote(key, safe="/")
-
-
-def _one_level(keys: Iterable[str], prefix: str, separator: str) -> list[str]:
-    names = dict.fromkeys(
-        key if (end := key.find(separator, len(prefix))) < 0 else key[: end + len(separator)] for key in keys
-    )
-    return list(names)

@@ -27,6 +27,8 @@ Operation = dict[str, Any]
 # What Consul 1.8 says of a check or compare-and-set that met another state (agent/consul/state/txn.go).
 _STALE = ("index is stale", "doesn't exist", " exists", "failed index check", "failed session check", "lock is")
 
+# ... and of a session that there is not; the second where the ID is no UUID.
+_NO_SESSION = ("invalid session", "failed session lookup")
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a key's name in those words, which may say anything
 
@@ -97,7 +99,7 @@ def _raise_failed(answer: Response) -> NoReturn:
     words = "; ".join(what for _, what in errors)
     if any("ermission denied" in _QUOTED.sub("", what) for _, what in errors):
         raise BY_STATUS[403](f"PUT /v1/txn: {words}", 403)
-    if any("invalid session" in _QUOTED.sub("", what) for _, what in errors):
+    if any(phrase in _QUOTED.sub("", what) for phrase in _NO_SESSION for _, what in errors):
         raise UnknownSession(f"PUT /v1/txn: {words}", 409)
     stale = all(any(phrase in _QUOTED.sub("", what) for phrase in _STALE) for _, what in errors)
     raise (StaleIndex if stale else TransactionFailed)(f"PUT /v1/txn: {words}", 409, errors)

@@ -1,0 +1,182 @@
+"""A lock on a key for the time of a `with` block, with a session of its own that is kept alive meanwhile.
+
+What Consul promises and what it does not: https://www.consul.io/docs/dynamic-app-config/sessions
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+from consulfs.consulate.adapters import Request
+from consulfs.consulate.api.base import Endpoint
+from consulfs.consulate.api.kv import KV
+from consulfs.consulate.api.session import Session
+from consulfs.consulate.api.txn import operation
+from consulfs.consulate.exceptions import ConsulateException, LockFailure, TransactionFailed, UnknownSession
+
+log = logging.getLogger(__name__)
+
+PREFIX = "consulate/locks/"
+
+DEFAULT_TTL = 15
+"""Seconds; Consul's own `consul lock` has the same."""
+
+RENEWALS = 3
+"""Renewals in the time of a TTL."""
+
+
+class Hold:
+    """A lock that is held; what `with lock.acquire() as hold` gives.
+
+    :ivar key: the locked key, prefix included
+    :ivar session: the ID of the session that holds it
+    :ivar ttl: seconds after the last renewal when the servers may give the lock to others
+    """
+
+    def __init__(self, key: str, session: str, ttl: float, asked: float) -> None:
+        self.key = key
+        self.session = session
+        self.ttl = ttl
+        self._lock = threading.Lock()  # owns _expires
+        self._expires = asked + ttl
+
+    @property
+    def lost(self) -> bool:
+        """Whether others may have the lock now: the session is gone, or could not be renewed within its TTL."""
+        with self._lock:
+            return time.monotonic() >= self._expires
+
+    def _renewed(self, asked: float) -> None:
+        with self._lock:
+            self._expires = asked + self.ttl
+
+    def _lose(self) -> None:
+        with self._lock:
+            self._expires = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Hold {self.key}{' lost' if self.lost else ''}>"
+
+
+class Lock(Endpoint):
+    """Locks on keys below a prefix, "consulate/locks/" unless changed. One object serves several threads.
+
+    :param session: creates, renews and destroys the sessions
+    :ivar ttl: seconds that the lock outlives this process if it is killed, 10 to 86,400; in truth up to twice that
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        adapter: Request,
+        session: Session,
+        datacenter: Optional[str] = None,
+        token: Optional[str] = None,
+    ) -> None:
+        super().__init__(uri, adapter, datacenter, token)
+        self._kv = KV(uri, adapter, datacenter, token)
+        self._session = session
+        self.ttl: float = DEFAULT_TTL
+        self._prefix = PREFIX
+        self._held = threading.local()
+
+    @property
+    def key(self) -> Optional[str]:
+        """The key that this thread has locked, the last where there are several; None outside of `acquire`."""
+        holds = self._holds()
+        return holds[-1].key if holds else None
+
+    def prefix(self, value: str) -> None:
+        """Put another prefix before the keys of later calls; "" for none. A slash at its end is added.
+
+        :param value: such as "locks/"
+        """
+        self._prefix = value.rstrip("/") + "/" if value else ""
+
+    @contextmanager
+    def acquire(self, key: Optional[str] = None, value: Any = None) -> Iterator[Hold]:
+        """Hold the lock while the block runs. It is tried once and given back whatever happens.
+
+        The key is deleted at the end, unless it had a value or flags before and no value was given: then it is
+        unlocked and stays as it is.
+
+        :param key: the key below the prefix; a new one is made up where none is given
+        :param value: stored in the key meanwhile, for others to see; what is not a string is stored as JSON
+        :raises LockFailure: somebody else holds it; or, at the end, it was lost while the block ran
+        """
+        name = (self._prefix + (key or str(uuid.uuid4()))).lstrip("/")
+        asked, ttl = time.monotonic(), self.ttl
+        session = self._session.create(name=f"lock {name}", ttl=f"{ttl}s")
+        hold, done = Hold(name, session, ttl, asked), threading.Event()
+        try:
+            keep = self._take(hold, value)
+            renewer = threading.Thread(target=self._renew, args=(hold, done), name="consulate-lock", daemon=True)
+            renewer.start()
+            self._holds().append(hold)
+            try:
+                yield hold
+            finally:
+                self._holds().remove(hold)
+                done.set()
+                renewer.join(ttl / RENEWALS)  # it may wait for an answer that never comes
+                held = self._give_back(hold, keep)
+        finally:
+            self._end(session)
+        if not held:
+            raise LockFailure(f"{name}: the lock was lost before the end; another may have held it meanwhile")
+
+    def _holds(self) -> list[Hold]:
+        if not hasattr(self._held, "stack"):
+            self._held.stack = []
+        stack: list[Hold] = self._held.stack
+        return stack
+
+    def _take(self, hold: Hold, value: Any) -> bool:
+        """Lock the key once; whether it is to be kept at the end."""
+        before = self._kv.read(hold.key)
+        if not self._kv.acquire_lock(hold.key, hold.session, value):
+            now = self._kv.read(hold.key)
+            holder = f"held by session {now.session}" if now and now.session else "free, but its lock-delay runs"
+            raise LockFailure(f"{hold.key}: the lock is {holder}")
+        return value is None and before is not None and before.carries
+
+    def _renew(self, hold: Hold, done: threading.Event) -> None:
+        while not done.wait(hold.ttl / RENEWALS):
+            asked = time.monotonic()
+            try:
+                self._session.renew(hold.session)
+                hold._renewed(asked)
+            except UnknownSession:
+                if not done.is_set():
+                    log.error("%s: the lock's session is gone", hold.key)
+                    hold._lose()
+                return
+            except ConsulateException as error:
+                log.warning("%s: the lock's session was not renewed: %s", hold.key, error)
+
+    def _give_back(self, hold: Hold, keep: bool) -> bool:
+        """Unlock, and delete the key; False where the lock had been lost."""
+        try:
+            if keep:
+                return self._kv.release_lock(hold.key, hold.session)
+            check = operation("check-session", hold.key, session=hold.session)
+            self._kv.txn.execute([check, operation("delete", hold.key)])
+            return True
+        except (UnknownSession, TransactionFailed):
+            return False
+        except ConsulateException as error:
+            # The work of the block is done; the session's TTL frees the lock if destroying it fails too.
+            log.warning("%s: not unlocked: %s", hold.key, error)
+            return not hold.lost
+
+    def _end(self, session: str) -> None:
+        try:
+            self._session.destroy(session)
+        except ConsulateException as error:
+            log.warning("session %s stays until its TTL ends: %s", session, error)

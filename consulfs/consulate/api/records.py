@@ -1,0 +1,198 @@
+"""The key/value store, exactly: keys as they are, values as bytes, writes that name the index they expect.
+
+Consul cleans URL paths: a GET or PUT of `a//b`, `/lead` or `x/../y` is redirected to another key (measured on 1.8.7),
+and unprintable characters are refused. Such odd keys travel in transactions instead.
+
+Source: https://www.consul.io/api-docs/kv
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional
+from urllib.parse import quote
+
+import ijson
+
+from consulfs.consulate.adapters import Request, Response, Stream
+from consulfs.consulate.api.base import Endpoint, Params
+from consulfs.consulate.api.txn import Txn, encode, operation
+from consulfs.consulate.exceptions import BadAnswer, ClientError, NotFound, StaleIndex, TooLarge
+from consulfs.consulate.models import Record
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from consulfs.consulate.models import Query
+
+TXN_BODY_LIMIT = 1 << 19
+"""The bytes that Consul takes as a transaction's body unless limits.txn_max_req_len says otherwise."""
+
+
+def travels_in_url(key: str) -> bool:
+    """Whether Consul would leave this key as it is in a URL's path."""
+    parts = key.split("/")
+    if parts[-1] == "":
+        parts.pop()
+    return key.isprintable() and all(part not in ("", ".", "..") for part in parts)
+
+
+class Records(Endpoint):
+    """Records by their exact keys.
+
+    :ivar txn: transactions with this endpoint's connection, datacenter and token; their answers are this endpoint's
+    """
+
+    def __init__(
+        self, uri: str, adapter: Request, datacenter: Optional[str] = None, token: Optional[str] = None
+    ) -> None:
+        super().__init__(uri, adapter, datacenter, token)
+        self.txn = Txn(uri, adapter, datacenter, token)
+        self.txn._answers = self._answers
+
+    def read(self, key: str, **query: Unpack[Query]) -> Optional[Record]:
+        """One key's record, or None.
+
+        :raises Forbidden: the token may not read it (for an odd key the transaction cannot tell: None)
+        """
+        answer = self._by_url(key, lambda path: self._read(path, **query))
+        if answer is None:
+            return self.read_many([key], **query).get(key)
+        found = _records(answer)
+        return found[0] if found else None
+
+    def read_many(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
+        """The records of up to 64 keys in one request. Keys that are missing or may not be read are left out."""
+        if not keys:
+            return {}
+        try:
+            return self._get_together(keys, **query)
+        except StaleIndex as error:
+            # A get of a missing key fails the whole; all of them are named, so one more request is enough.
+            missing = {index for index, _ in error.errors}
+            rest = [key for index, key in enumerate(keys) if index not in missing]
+            return self.read_many(rest, **query) if len(rest) < len(keys) else {}
+
+    def _get_together(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
+        entries = self.txn.execute([operation("get", key) for key in keys], **query)
+        return {entry["Key"]: Record.of(entry) for entry in entries}
+
+    def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
+        """The keys below a prefix; with a separator only up to its next occurrence."""
+        params: Params = {"keys": "", "separator": separator or None}
+        answer = self._by_url(prefix, lambda path: self._read(path, params, **query))
+        if answer is None:
+            below = [record.key for record in self.tree(prefix, **query)]
+            return _one_level(below, prefix, separator) if separator else below
+        return answer.as_list()
+
+    def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
+        """The records of every key that begins with a prefix."""
+        answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, **query))
+        if answer is None:
+            return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+        return _records(answer)
+
+    def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
+        """As `tree`, one record after the other while the answer arrives: in bounded memory.
+
+        One answer of one request, so it is what the store held at one moment. The connection is held until the
+        iterator is at its end or closed. A prefix that does not travel in a URL is read at once.
+        """
+        if prefix and not (travels_in_url(prefix) and prefix.isascii()):
+            yield from self.tree(prefix, **query)
+            return
+        params = {"recurse": "", **self._options(query)}
+        try:
+            answer = self._stream("GET", _path(prefix), params, timeout=self._time_for(query))
+        except NotFound:
+            return
+        with answer:
+            try:
+                for entry in ijson.items(_List(answer), "item"):
+                    yield Record.of(entry)
+            except (ijson.JSONError, KeyError, TypeError, ValueError) as error:
+                raise BadAnswer(f"{answer.what}: wanted a list of records: {error}") from error
+
+    def store(
+        self,
+        key: str,
+        value: bytes,
+        flags: int,
+        index: int,
+        timeout: Optional[float] = None,
+        txn_limit: int = TXN_BODY_LIMIT,
+    ) -> Record:
+        """Set value and flags where the key still has ModifyIndex `index` (0: where it does not exist).
+
+        :param txn_limit: the bytes that the server takes as a transaction's body; over it a plain PUT is used
+        :return: the record as it is now; its modify_index is None after a plain PUT, which answers without one
+        :raises StaleIndex: the key has another index
+        :raises TooLarge: the value is over the server's limit, or over `txn_limit` under an odd key
+        """
+        operations = [operation("cas", key, value, flags, index)]
+        body = encode(operations)
+        if len(body) <= txn_limit:
+            query: Any = {} if timeout is None else {"timeout": timeout}
+            return Record.of(self.txn.execute(operations, body, **query)[0], value)
+        params: Params = {"cas": index, "flags": flags}
+        answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
+        if answer is None:
+            raise TooLarge(f"{key!r} can be stored by transaction only, and its value is too large for one", 413)
+        if not answer.as_bool():
+            raise StaleIndex(f"PUT /v1/kv: {key} has another index than {index}")
+        return Record(key, value, flags)
+
+    def remove(self, key: str, recurse: bool = False, timeout: Optional[float] = None) -> None:
+        """Delete a key, or all that begin with it."""
+        params: Params = {"recurse": "" if recurse else None}
+        answer = self._by_url(key, lambda path: self._write(path, None, params, "DELETE", timeout))
+        if answer is None:
+            query: Any = {} if timeout is None else {"timeout": timeout}
+            self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+
+    def _by_url(self, key: str, ask: Callable[[str], Response]) -> Optional[Response]:
+        """Ask with the key in the URL's path; None where it does not travel so."""
+        if key and not travels_in_url(key):
+            return None
+        try:
+            return ask(_path(key))
+        except ClientError as error:
+            # Characters newer than the server's Unicode tables are unprintable to it: 400 with an empty body.
+            if error.status == 400 and not key.isascii():
+                return None
+            raise
+
+
+def _records(answer: Response) -> list[Record]:
+    try:
+        return [Record.of(entry) for entry in answer.as_list()]
+    except (KeyError, TypeError, ValueError):
+        raise answer.bad("a list of records") from None
+
+
+class _List:
+    """A stream that is a JSON list or null: in an object ijson would look for "item" and find nothing, as if empty."""
+
+    def __init__(self, answer: Stream) -> None:
+        self._answer = answer
+        self._checked = False
+
+    def read(self, size: int) -> bytes:
+        piece = self._answer.read(size)
+        if size and not self._checked:
+            self._checked = True
+            if not piece.lstrip().startswith((b"[", b"null")):
+                raise ValueError(f"it begins with {piece[:80]!r}")
+        return piece
+
+
+def _path(key: str) -> str:
+    return "kv/" + quote(key, safe="/")
+
+
+def _one_level(keys: Iterable[str], prefix: str, separator: str) -> list[str]:
+    names = dict.fromkeys(
+        key if (end := key.find(separator, len(prefix))) < 0 else key[: end + len(separator)] for key in keys
+    )
+    return list(names)

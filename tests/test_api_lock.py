@@ -1,0 +1,171 @@
+"""`lock.acquire`: held for a block, kept alive, given back whatever happens; checked with curl."""
+
+import json
+import threading
+import time
+
+import pytest
+from support.agent import Agent
+
+from consulfs import consulate
+from consulfs.consulate import adapters, api
+
+
+def sessions_of(curl):
+    return [each["Name"] for each in json.loads(curl("GET", "session/list")[1])]
+
+
+def wait_for(condition):
+    while not condition():  # the test's timeout ends it
+        time.sleep(0.05)
+
+
+def test_a_lock_is_held_for_the_block_and_gone_after_it(consul, curl):
+    with consul.lock.acquire("my-key") as hold:
+        assert consul.lock.key == hold.key == "consulate/locks/my-key"
+        assert curl.record(hold.key)["Session"] == hold.session
+        assert curl.get(hold.key) == b""
+        assert sessions_of(curl) == ["lock consulate/locks/my-key"]
+        assert not hold.lost
+    assert consul.lock.key is None
+    assert curl.keys() == []
+    assert sessions_of(curl) == []
+
+
+def test_a_key_is_made_up_and_a_value_shown(consul, curl):
+    with consul.lock.acquire(value={"host": "a"}) as hold:
+        assert hold.key.startswith("consulate/locks/")
+        assert len(hold.key) == len("consulate/locks/") + 36
+        assert curl.tree() == {hold.key: b'{"host": "a"}'}
+    assert curl.keys() == []
+
+
+def test_a_prefix_of_ones_own(consul, curl):
+    for prefix, key in (("mine", "mine/k"), ("mine/", "mine/k"), ("", "k"), ("/", "k")):
+        consul.lock.prefix(prefix)
+        with consul.lock.acquire("k"):
+            assert consul.lock.key == key
+            assert curl.keys() == [key]
+
+
+def test_a_held_lock_is_tried_once(agent, consul, curl):
+    with consulate.Consul("127.0.0.1", agent.port) as other, consul.lock.acquire("k", "first") as hold:
+        with pytest.raises(consulate.LockFailure, match=hold.session), other.lock.acquire("k", "second"):
+            pytest.fail("two hold it")
+        assert curl.get("consulate/locks/k") == b"first"
+        assert sessions_of(curl) == ["lock consulate/locks/k"]
+        assert consulate.LockError is consulate.LockFailure
+        with other.lock.acquire("another"):
+            assert other.lock.key == "consulate/locks/another"
+    with consul.lock.acquire("k"):
+        pass
+
+
+def test_a_lock_is_given_back_when_the_block_raises(consul, curl):
+    with pytest.raises(RuntimeError, match="mine"), consul.lock.acquire("k"):
+        raise RuntimeError("mine")
+    assert curl.keys() == []
+    assert sessions_of(curl) == []
+    with consul.lock.acquire("k"):
+        pass
+
+
+def test_a_key_with_a_value_stays(consul, curl):
+    """The reference deletes the key; one that held somebody's value is unlocked instead."""
+    curl.put("config", b"precious", 7)
+    consul.lock.prefix("")
+    with consul.lock.acquire("config"):
+        assert (curl.get("config"), curl.flags("config")) == (b"precious", 7)
+    assert (curl.get("config"), curl.flags("config")) == (b"precious", 7)
+    assert "Session" not in curl.record("config")
+
+
+def test_a_lost_lock_is_said(consul, curl):
+    def lose():
+        with consul.lock.acquire("lost") as hold:
+            consul.session.destroy(hold.session)
+
+    with pytest.raises(consulate.LockFailure, match="lost"):
+        lose()
+
+
+def test_a_lost_lock_does_not_delete_what_another_stored(consul, curl):
+    with pytest.raises(consulate.LockFailure), consul.lock.acquire("lost-1") as hold:
+        curl("PUT", f"session/destroy/{hold.session}")
+        curl.put(hold.key, b"another's")
+    assert curl.get("consulate/locks/lost-1") == b"another's"
+
+
+def test_the_session_is_renewed_while_the_lock_is_held(proxy, curl):
+    host, port = proxy.address.split(":")
+    with consulate.Consul(host, int(port)) as own:
+        own.lock.ttl = 10
+        with own.lock.acquire("renewed") as hold:
+            wait_for(lambda: sum("/session/renew/" in seen.path for seen in proxy.requests) == 2)
+            assert not hold.lost
+    asked = [seen.path.split("/")[3] for seen in proxy.requests if "/session/" in seen.path]
+    assert asked == ["create", "renew", "renew", "destroy"]
+
+
+def test_a_hold_knows_that_it_is_lost(consul, curl):
+    consul.lock.ttl = 10
+    with pytest.raises(consulate.LockFailure), consul.lock.acquire("lost-2") as hold:
+        curl("PUT", f"session/destroy/{hold.session}")
+        wait_for(lambda: hold.lost)
+
+
+def test_a_hold_is_lost_when_consul_cannot_be_asked_for_its_time(curl, proxy):
+    """Nobody said so, but the servers may have given the lock to others by now."""
+    host, port = proxy.address.split(":")
+    with consulate.Consul(host, int(port)) as own:
+        own.lock.ttl = 10
+        with own.lock.acquire("lost-3") as hold:
+            proxy.fault = lambda seen: "drop" if "/renew/" in seen.path else None
+            wait_for(lambda: hold.lost)
+
+
+def test_without_consul_at_the_end_the_blocks_own_error_is_seen():
+    with Agent() as own, consulate.Consul("127.0.0.1", own.port, timeout=2) as consul:
+
+        def work():
+            with consul.lock.acquire("k"):
+                own.stop()
+                raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match="mine"):
+            work()
+        with pytest.raises(consulate.ConnectFailed), consul.lock.acquire("k"):
+            pytest.fail("locked without Consul")
+
+
+def test_many_threads_exclude_each_other_by_one_client(consul, curl):
+    """Each tries until it has the lock; the counter in the middle is not protected by anything else."""
+    curl.put("n", b"0")
+
+    def add():
+        done = 0
+        while done < 5:
+            try:
+                with consul.lock.acquire("counter") as hold:
+                    assert consul.lock.key == hold.key
+                    number = int(consul.kv.read("n").value)
+                    consul.kv._write("kv/n", str(number + 1).encode())
+                    done += 1
+            except consulate.LockFailure:
+                pass
+
+    threads = [threading.Thread(target=add) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert curl.get("n") == b"30"
+    assert sessions_of(curl) == []
+
+
+def test_the_class_is_built_as_the_reference_says(agent, curl):
+    uri, adapter = f"http://127.0.0.1:{agent.port}/v1", adapters.Request()
+    lock = api.lock.Lock(uri, adapter, api.session.Session(uri, adapter), "dc1", None)
+    with lock.acquire("k"):
+        assert curl.keys() == ["consulate/locks/k"]
+    adapter.close()
