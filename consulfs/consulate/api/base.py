@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
@@ -60,7 +60,7 @@ class Endpoint:
     def _read(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Response:
         """GET, with the options that reads take; a 404 is returned, other errors are raised."""
         options = self._options(query)
-        return self._call("GET", path, {**(params or {}), **options}, timeout=self._time_for(query), missing_ok=True)
+        return self._call("GET", path, {**(params or {}), **options}, timeout=self._time_for(query), accepted=(404,))
 
     def _read_list(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> list[Any]:
         """A list, [] where there is nothing."""
@@ -108,12 +108,12 @@ class Endpoint:
         params: Params,
         body: Optional[bytes] = None,
         timeout: Optional[float] = None,
-        missing_ok: bool = False,
-        conflict_ok: bool = False,
+        accepted: Container[int] = (),
         secret: Optional[str] = None,
     ) -> Response:
         """One request.
 
+        :param accepted: error statuses that are answers here (a service's health is told by 429 and 503)
         :param secret: a part of the path that no message may show (the ID of a legacy ACL token is the token)
         """
         what = _without(secret, f"{method} /v1/{path}")
@@ -130,8 +130,7 @@ class Endpoint:
             raise type(error)(f"{what}: {error}") from error.__cause__
         answer.what = what
         self._answers.meta = answer.meta
-        expected = {404: missing_ok, 409: conflict_ok}.get(answer.status_code, False)
-        if not answer.ok and not expected:
+        if not (answer.ok or answer.status_code in accepted):
             raise_for(answer, secret)
         return answer
 

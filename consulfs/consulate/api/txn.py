@@ -81,7 +81,7 @@ class Txn(Endpoint):
         params: Params = {"dc": query.get("dc") or self._datacenter}
         params.update(consistency_of(query.get("consistency"), query.get("stale", False)))
         answer = self._call(
-            "PUT", "txn", params, encode(operations) if body is None else body, query.get("timeout"), conflict_ok=True
+            "PUT", "txn", params, encode(operations) if body is None else body, query.get("timeout"), accepted=(409,)
         )
         if answer.status_code == 409:
             _raise_failed(answer)
