@@ -164,6 +164,8 @@ def test_what_a_legacy_call_refuses(guarded, consul, admin):
             consul.acl.destroy(odd)
         with pytest.raises(ValueError, match="header"):
             consul.acl.update(odd, "x")
+    with pytest.raises(consulate.ServerError, match="anonymous"):
+        consul.acl.destroy("anonymous")
     with pytest.raises(consulate.ServerError, match="rule compilation failed"):
         consul.acl.create("x", rules="key {")
     modern = consul.acl.tokens.create(policies=[{"ID": GLOBAL}])["SecretID"]

@@ -103,7 +103,7 @@ class ACL(Discreet):
         """A legacy ACL.
 
         As with Consul's own call, no right is needed but to know the ID. Without the right to the list, the type is
-        told from the ACL's links: what the new system made, without any or with global-management, passes for legacy.
+        told from its policies: a token of the new system with global-management alone passes for legacy.
 
         :raises NotFound: there is none, or it belongs to the new system
         :raises ServerError: without the right to the list, where the servers have given it no AccessorID yet
@@ -161,7 +161,9 @@ class ACL(Discreet):
                     raise ServerError("the servers have given this ACL no AccessorID yet; try again")
                 later: Query = {**query, "index": own.meta.index, "wait": f"{left:.3f}s"}
                 token = own._get("acl/token/self", secret, **later).as_dict()
-        except Forbidden:
+        except Forbidden as error:
+            if "ACL not found" not in str(error):
+                raise
             raise _no_such_acl() from None
         return token
 
