@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
@@ -111,9 +111,11 @@ class Endpoint:
         missing_ok: bool = False,
         conflict_ok: bool = False,
         secret: Optional[str] = None,
+        accepted: Collection[int] = (),
     ) -> Response:
         """One request.
 
+        :param accepted: statuses that are no errors here, such as 429 where Consul says "unhealthy" with it
         :param secret: a part of the path that no message may show (the ID of a legacy ACL token is the token)
         """
         what = _without(secret, f"{method} /v1/{path}")
@@ -131,7 +133,7 @@ class Endpoint:
         answer.what = what
         self._answers.meta = answer.meta
         expected = {404: missing_ok, 409: conflict_ok}.get(answer.status_code, False)
-        if not answer.ok and not expected:
+        if not (answer.ok or expected or answer.status_code in accepted):
             raise_for(answer, secret)
         return answer
 
