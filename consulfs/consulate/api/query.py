@@ -70,7 +70,7 @@ class Query(Endpoint):
 
         :param definition: the body as Consul documents it; what is given by keyword takes its place
         :raises ValueError: no service is named
-        :raises ServerError: the name is another query's
+        :raises ServerError: the name is another query's; or it has neither a name nor a session, and is no template
         """
         return str(self._store("POST", "query", _body(definition, fields)).as_dict()["ID"])
 
