@@ -87,7 +87,7 @@ class Query(Endpoint):
         return self._read_list("query", **query)
 
     def read(self, query_id: str, **query: Unpack[Options]) -> Optional[Row]:
-        """The query of an ID (not of a name: see `explain`), or None where there is none."""
+        """The query of an ID, not of a name (see `explain`); None where there is none that the token may read."""
         found = self._read_list(f"query/{segment(query_id)}", **query)
         return found[0] if found else None
 
