@@ -101,3 +101,14 @@ def test_the_round_trip_is_the_one_that_consul_estimates(consul, own, stored, on
 def test_no_round_trip_between_different_spaces():
     with pytest.raises(ValueError, match="dimensions"):
         round_trip(FAR, {**NEAR, "Vec": [0.0]})
+
+
+def test_strangers_are_refused():
+    master = "11111111-2222-3333-4444-666666666666"
+    config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": master}}}
+    with Agent(config) as own:
+        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10).coordinate
+        for call in (lambda: stranger.update("test", FAR), lambda: stranger.node("test")):
+            with pytest.raises(consulate.Forbidden):
+                call()
+        assert stranger.nodes() == []

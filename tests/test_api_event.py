@@ -120,3 +120,20 @@ def test_too_much_for_gossip(consul):
 def test_no_event_of_such_a_name(consul, name):
     with pytest.raises(ValueError, match="cannot be a name"):
         consul.event.fire(name)
+
+
+def test_strangers_are_refused():
+    master = "11111111-2222-3333-4444-666666666666"
+    config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": master}}}
+    with Agent(config) as own:
+        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10)
+        with pytest.raises(consulate.Forbidden):
+            stranger.event.fire("deploy")
+        owner = consulate.Consul("127.0.0.1", own.port, token=master, timeout=10)
+        event_id = owner.event.fire("deploy")
+        for _ in range(100):
+            if owner.event.list("deploy"):
+                break
+            threading.Event().wait(0.1)
+        assert [each["ID"] for each in owner.event.list("deploy")] == [event_id]
+        assert stranger.event.list() == []

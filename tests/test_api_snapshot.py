@@ -8,12 +8,14 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import tracemalloc
 
 import pytest
 from support.agent import Agent, consul_command
 from support.curl import Curl
 from support.proxy import Proxy
+from support.server import Server
 
 from consulfs import consulate
 
@@ -256,6 +258,23 @@ def test_what_is_no_snapshot_is_refused_and_changes_nothing(consul, curl, tmp_pa
         with pytest.raises(consulate.ServerError, match=words):
             consul.snapshot.restore(source)
     assert curl.tree() == {"a": b"1"}
+
+
+def test_without_a_leader_only_a_stale_snapshot_is_to_be_had(tmp_path):
+    with Agent() as leader, Server(join=leader.serf) as second:
+        Curl(leader.url).put("a", b"1")
+        deadline = time.monotonic() + 60
+        while Curl(second.url)("GET", "kv/a?stale&raw")[1] != b"1" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        leader.stop()
+        consul = consulate.Consul("127.0.0.1", second.port, timeout=30)
+        with pytest.raises((consulate.ServerError, consulate.RequestError)):
+            consul.snapshot.save_to(tmp_path / "none.snap")
+        assert consul.snapshot.save_to(tmp_path / "stale.snap", stale=True)
+        assert os.listdir(tmp_path) == ["stale.snap"]
+        with Agent() as other:
+            assert consulate.Consul("127.0.0.1", other.port, timeout=30).snapshot.restore(tmp_path / "stale.snap")
+            assert Curl(other.url).tree() == {"a": b"1"}
 
 
 def test_files_that_cannot_be_restored(consul, curl, tmp_path):
