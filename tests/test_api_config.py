@@ -48,6 +48,8 @@ def test_an_entry_is_applied_read_listed_and_deleted(consul, curl, own):
     assert consul.config.get("service-defaults", "web") == entry(curl, "web")
     assert consul.config.get("service-defaults", "a b", consistency="consistent")["Protocol"] == "tcp"
     assert {each["Name"] for each in consul.config.list("service-defaults")} == {"web", "a b"}
+    unfiltered = consul.config.list("service-defaults", filter='Name == "web"')
+    assert len(unfiltered) == 2  # as 1.8.7 has it
     assert consul.config.list("service-resolver") == []
     assert consul.config.delete("service-defaults", "a b") is True
     assert consul.config.delete("service-defaults", "a b") is True

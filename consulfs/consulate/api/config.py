@@ -10,7 +10,7 @@ from consulfs.consulate.api.base import Endpoint, Row, Rows, segment
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from consulfs.consulate.models import Query
+    from consulfs.consulate.models import Filtered, Query
 
 
 class Config(Endpoint):
@@ -35,8 +35,8 @@ class Config(Endpoint):
         """
         return self._find_dict(f"config/{segment(kind)}/{segment(name)}", **query)
 
-    def list(self, kind: str, **query: Unpack[Query]) -> Rows:
-        """All entries of a kind."""
+    def list(self, kind: str, **query: Unpack[Filtered]) -> Rows:
+        """All entries of a kind. Consul filters them since 1.16; an older one gives them all."""
         return self._read_list(f"config/{segment(kind)}", **query)
 
     def delete(self, kind: str, name: str, cas: Optional[int] = None) -> bool:

@@ -127,7 +127,7 @@ class Operator(Endpoint):
         self.keyring = Keyring(uri, adapter, datacenter, token)
 
     def usage(self, all_datacenters: bool = False, **query: Unpack[Query]) -> Row:
-        """How many services and instances there are, by datacenter, in "Usage". Since Consul 1.14.
+        """How many services and instances there are, by datacenter, in "Usage". Since Consul 1.15.
 
         :param all_datacenters: not of one datacenter only
         :raises NotFound: the server is too old
