@@ -44,7 +44,7 @@ def rows() -> list[tuple[str, str, list[str], str]]:
         match = ROW.match(line)
         assert match or not line.startswith("| `"), f"not a row: {line}"
         if match:
-            found.append((match[1], match[2], re.findall(r"`([\w.]+)", match[3]), match[4]))
+            found.append((match[1], match[2], re.findall(r"`([\w.]+)`", match[3]), match[4]))
     return found
 
 

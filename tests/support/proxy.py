@@ -32,7 +32,8 @@ class Seen:
 
 class Proxy:
     """`fault`, where set, decides on each request: None lets it pass; "cut" forwards it and drops the answer;
-    "drop" drops it unsent; a number of seconds delays it; a (status, body) answers it."""
+    "half" drops the answer half way; "drop" drops it unsent; a number of seconds delays it; a (status, body)
+    answers it."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
@@ -94,6 +95,9 @@ class Proxy:
                 request.send_header(name, value)
         request.send_header("Content-Length", str(len(text)))
         request.end_headers()
+        if fault == "half":
+            request.wfile.write(text[: len(text) // 2])
+            return self.hang_up(request)
         request.wfile.write(text)
         return None
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from consulfs.consulate.models import NodeQuery
 
+_DENIED = ("ACL not found", "Permission denied", "denied by ACLs", "denied due to ACLs")  # the last two: the keyring
+
 CONSISTENCY: dict[str, dict[str, str]] = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
 
 Params = dict[str, Union[str, int, Sequence[str], None]]
@@ -218,7 +220,7 @@ def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
         raise Redirected(f"{answer.what}: {status} to {target}, not followed", status)
     if status >= 500:
         # Consul 1.8 answers 500 with these words where the token is unknown or lacks the right.
-        if "ACL not found" in words or "Permission denied" in words:
+        if any(each in words for each in _DENIED):
             raise BY_STATUS[403](message, 403)
         if "invalid session" in words:
             raise UnknownSession(message, status)

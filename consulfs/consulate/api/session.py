@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Optional, Union
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from consulfs.consulate.api.base import Endpoint, Row, Rows, segment, strip_none
 from consulfs.consulate.exceptions import NotFound, UnknownSession
@@ -26,14 +26,25 @@ class Session(Endpoint):
         delay: Union[str, int, None] = None,
         ttl: Union[str, int, None] = None,
         checks: Optional[Sequence[str]] = None,
+        *,
+        node_checks: Optional[Sequence[str]] = None,
+        service_checks: Optional[Sequence[Union[str, Mapping[str, Any]]]] = None,
     ) -> str:
         """A new session's ID.
 
         :param behavior: what becomes of its locked keys when it is invalidated: "release" or "delete"
         :param delay: how long such a key cannot be locked again; "15s" or seconds (Consul's default: 15 s)
         :param ttl: invalid when not renewed for so long; 10 s to 86,400 s, in truth up to twice that
-        :param checks: health checks that it depends on; Consul's default is ["serfHealth"]
+        :param checks: the IDs of health checks that it depends on, of the node and of services; Consul's older way,
+            where serfHealth is added to a list that is not empty
+        :param node_checks: the IDs of the node's checks that it depends on; Consul's default is ["serfHealth"]
+        :param service_checks: the IDs of services' checks that it depends on, or {"ID": ...} as Consul documents it
+        :raises ValueError: `checks` together with one of the two that took its place in Consul 1.7
+        :raises ServerError: there is no such check or no such node, or a check is critical
         """
+        if checks is not None and (node_checks is not None or service_checks is not None):
+            raise ValueError("a session's checks are given by `checks` or by `node_checks` and `service_checks`")
+        of_services = [{"ID": each} if isinstance(each, str) else dict(each) for each in service_checks or ()]
         body = {
             "Name": name,
             "Behavior": behavior,
@@ -41,11 +52,13 @@ class Session(Endpoint):
             "LockDelay": None if delay is None else duration(delay),
             "TTL": None if ttl is None else duration(ttl),
             "Checks": None if checks is None else list(checks),
+            "NodeChecks": None if node_checks is None else list(node_checks),
+            "ServiceChecks": of_services or None,
         }
         return str(self._write("session/create", strip_none(body)).as_dict()["ID"])
 
     def destroy(self, session_id: str) -> bool:
-        """Invalidate a session. Its locks are released, and their lock-delay begins."""
+        """Invalidate a session; there need not be one. Its locks are released, and their lock-delay begins."""
         return self._write(f"session/destroy/{segment(session_id)}").as_bool()
 
     def info(self, session_id: str, **query: Unpack[Query]) -> Optional[Row]:

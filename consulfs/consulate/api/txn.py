@@ -1,4 +1,4 @@
-"""Transactions: several KV operations that are applied together or not at all.
+"""Transactions: several operations that are applied together or not at all.
 
 Source: https://www.consul.io/api-docs/txn, and measured on Consul 1.8.7: at most 64 operations (128 on later
 servers) and a body of 512 KiB; a `get` of a missing key fails the whole; keys that the token may not read are left
@@ -76,19 +76,36 @@ class Txn(Endpoint):
         :raises Forbidden: the token has no right to one of the operations
         :raises TooLarge: too many operations, or too many bytes
         """
-        if query.get("index") is not None:
-            raise ValueError("a transaction cannot wait: Consul has no blocking query for an odd key")
-        params: Params = {"dc": query.get("dc") or self._datacenter}
-        params.update(consistency_of(query.get("consistency"), query.get("stale", False)))
-        answer = self._call(
-            "PUT", "txn", params, encode(operations) if body is None else body, query.get("timeout"), accepted=(409,)
-        )
-        if answer.status_code == 409:
-            _raise_failed(answer)
+        answer = self._send(encode(operations) if body is None else body, query)
         try:
             return [result["KV"] for result in answer.as_dict()["Results"] or ()]
         except (KeyError, TypeError):
             raise answer.bad("the results of a transaction") from None
+
+    def apply(self, operations: Sequence[Operation], **query: Unpack[Query]) -> list[dict[str, Any]]:
+        """Apply all of the operations or none, those of the catalog among them.
+
+        An operation is a dict of one item, as Consul documents it: "KV" (see `operation`), "Node", "Service" or
+        "Check", such as {"Node": {"Verb": "set", "Node": {"Node": "db1", "Address": "10.0.0.1"}}}.
+
+        :return: the rows of the answer, each a dict of one item under the same name; none for deletes
+        :raises: what `execute` raises
+        """
+        answer = self._send(encode(operations), query)
+        try:
+            return list(answer.as_dict()["Results"] or ())
+        except (KeyError, TypeError):
+            raise answer.bad("the results of a transaction") from None
+
+    def _send(self, body: bytes, query: Query) -> Response:
+        if query.get("index") is not None:
+            raise ValueError("a transaction cannot wait: Consul has no blocking query for an odd key")
+        params: Params = {"dc": query.get("dc") or self._datacenter}
+        params.update(consistency_of(query.get("consistency"), query.get("stale", False)))
+        answer = self._call("PUT", "txn", params, body, query.get("timeout"), accepted=(409,))
+        if answer.status_code == 409:
+            _raise_failed(answer)
+        return answer
 
 
 def _raise_failed(answer: Response) -> NoReturn:
