@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Optional, Union
 from urllib.parse import quote, urlencode
 
@@ -111,9 +111,11 @@ class Endpoint:
         missing_ok: bool = False,
         conflict_ok: bool = False,
         secret: Optional[str] = None,
+        answers: Container[int] = (),
     ) -> Response:
         """One request.
 
+        :param answers: error statuses that are answers here (a service's health is told by 429 and 503)
         :param secret: a part of the path that no message may show (the ID of a legacy ACL token is the token)
         """
         what = _without(secret, f"{method} /v1/{path}")
@@ -130,7 +132,8 @@ class Endpoint:
             raise type(error)(f"{what}: {error}") from error.__cause__
         answer.what = what
         self._answers.meta = answer.meta
-        expected = {404: missing_ok, 409: conflict_ok}.get(answer.status_code, False)
+        status = answer.status_code
+        expected = status in answers or {404: missing_ok, 409: conflict_ok}.get(status, False)
         if not answer.ok and not expected:
             raise_for(answer, secret)
         return answer
