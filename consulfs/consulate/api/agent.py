@@ -304,35 +304,32 @@ class Agent(Endpoint):
 
         def health_by_name(self, name: str, timeout: Optional[float] = None) -> Optional[ServiceHealth]:
             """How all the agent's services of a name are, or None where there is none."""
-            answer = self._health(f"name/{segment(name)}", timeout)
-            rows = _rows(answer)
-            return ServiceHealth(_worst(rows), rows) if rows else None
+            return self._health(f"name/{segment(name)}", timeout)
 
         def health_by_id(self, service_id: str, timeout: Optional[float] = None) -> Optional[ServiceHealth]:
             """How the agent's service of an ID is, or None where there is none."""
-            answer = self._health(f"id/{segment(service_id)}", timeout)
-            rows = _rows(answer)
-            return ServiceHealth(_worst(rows), rows) if rows else None
+            return self._health(f"id/{segment(service_id)}", timeout)
 
-        def _health(self, which: str, timeout: Optional[float]) -> Response:
+        def _health(self, which: str, timeout: Optional[float]) -> Optional[ServiceHealth]:
             path = f"agent/health/service/{which}"
-            return self._call("GET", path, {}, timeout=timeout, missing_ok=True, answers=HEALTH_STATUSES)
+            answer = self._call("GET", path, {}, timeout=timeout, missing_ok=True, answers=HEALTH_STATUSES)
+            if answer.status_code == 404:
+                return None
+            rows = _instances(answer)
+            return ServiceHealth(max((row["AggregatedStatus"] for row in rows), key=STATES.index), rows)
 
 
-def _rows(answer: Response) -> Rows:
-    """The instances in an answer about health, a list or a single one; [] for a 404."""
-    if answer.status_code == 404:
-        return []
+def _instances(answer: Response) -> Rows:
+    """The instances in an answer about health, which is a list of them or a single one."""
     try:
-        return answer.as_list() if answer.content.lstrip()[:1] == b"[" else [answer.as_dict()]
+        rows = answer.as_list() if answer.content.lstrip()[:1] == b"[" else [answer.as_dict()]
+        if not rows or any(row.get("AggregatedStatus") not in STATES for row in rows):
+            raise answer.bad("the health of services")
+        return rows
     except BadAnswer:
         if answer.ok:
             raise
-        raise_for(answer)  # an overloaded agent, or none behind a proxy, has the same statuses
-
-
-def _worst(rows: Rows) -> str:
-    return max((str(row["AggregatedStatus"]) for row in rows), key=STATES.index)
+        raise_for(answer)  # an overloaded agent, or a proxy without one, has the same statuses
 
 
 def _lines(stream: Stream) -> Iterator[str]:

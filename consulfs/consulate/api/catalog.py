@@ -139,11 +139,12 @@ class Catalog(Endpoint):
         params: Params = {"tag": tag, **_merge(merge_central_config)}
         return self._read_list(f"catalog/service/{segment(service_id)}", params, **query)
 
-    def connect(
-        self, service_id: str, *, tag: Union[str, Sequence[str], None] = None, **query: Unpack[NodeQuery]
-    ) -> Rows:
-        """As `service`, the instances that the mesh reaches: proxies, and services with a native integration."""
-        return self._read_list(f"catalog/connect/{segment(service_id)}", {"tag": tag}, **query)
+    def connect(self, service_id: str, **query: Unpack[NodeQuery]) -> Rows:
+        """As `service`, the instances that the mesh reaches: proxies, and services with a native integration.
+
+        By tag with `filter`: Consul takes a tag here, and does not heed it.
+        """
+        return self._read_list(f"catalog/connect/{segment(service_id)}", **query)
 
     def gateway_services(self, gateway: str, **query: Unpack[Query]) -> Rows:
         """The services of an ingress or terminating gateway."""

@@ -51,28 +51,19 @@ class Health(Endpoint):
         :param merge_central_config: with what config entries say (1.12)
         """
         merge = "" if merge_central_config else None
-        params: Params = {**_chosen(tag, passing), "peer": peer, "merge-central-config": merge}
+        params: Params = {"tag": tag, **_passing(passing), "peer": peer, "merge-central-config": merge}
         return self._read_list(f"health/service/{segment(service_id)}", params, **query)
 
-    def connect(
-        self,
-        service_id: str,
-        tag: Union[str, Sequence[str], None] = None,
-        passing: Optional[bool] = None,
-        **query: Unpack[NodeQuery],
-    ) -> Rows:
-        """As `service`, the instances that the mesh reaches: proxies, and services with a native integration."""
-        return self._read_list(f"health/connect/{segment(service_id)}", _chosen(tag, passing), **query)
+    def connect(self, service_id: str, passing: Optional[bool] = None, **query: Unpack[NodeQuery]) -> Rows:
+        """As `service`, the instances that the mesh reaches: proxies, and services with a native integration.
 
-    def ingress(
-        self,
-        service_id: str,
-        tag: Union[str, Sequence[str], None] = None,
-        passing: Optional[bool] = None,
-        **query: Unpack[NodeQuery],
-    ) -> Rows:
-        """As `service`, the ingress gateways of the service."""
-        return self._read_list(f"health/ingress/{segment(service_id)}", _chosen(tag, passing), **query)
+        By tag with `filter`: Consul takes a tag here, and does not heed it.
+        """
+        return self._read_list(f"health/connect/{segment(service_id)}", _passing(passing), **query)
+
+    def ingress(self, service_id: str, passing: Optional[bool] = None, **query: Unpack[NodeQuery]) -> Rows:
+        """As `connect`, the ingress gateways of the service."""
+        return self._read_list(f"health/ingress/{segment(service_id)}", _passing(passing), **query)
 
     def state(self, state: str, **query: Unpack[NodeQuery]) -> Rows:
         """The checks in a state.
@@ -85,5 +76,5 @@ class Health(Endpoint):
         return self._read_list(f"health/state/{state}", **query)
 
 
-def _chosen(tag: Union[str, Sequence[str], None], passing: Optional[bool]) -> Params:
-    return {"tag": tag, "passing": "true" if passing else None}
+def _passing(wanted: Optional[bool]) -> Params:
+    return {"passing": "true" if wanted else None}
