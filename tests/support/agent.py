@@ -44,9 +44,12 @@ def die_with_parent() -> None:
 class Agent:
     """Started on entry, ended on exit, its folder removed."""
 
-    def __init__(self, config: dict | None = None, keeps_data: bool = False, reached_by: str = "") -> None:
+    def __init__(
+        self, config: dict | None = None, keeps_data: bool = False, reached_by: str = "", node: str = "test"
+    ) -> None:
         self.config = config or {}
         self.reached_by = reached_by
+        self.node = node
         self.keeps_data = keeps_data
         http, self.serf, self.wan, self.server = free_ports(4)
         self.port = http
@@ -81,7 +84,7 @@ class Agent:
         self.process = subprocess.Popen(
             [
                 consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]),
-                "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1",
+                "-node", self.node, "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1",
                 "-http-port", str(self.port), "-grpc-port", "-1", "-log-level", "warn",
                 "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan), "-server-port", str(self.server),
                 "-config-file", str(config),
