@@ -183,6 +183,19 @@ def test_deleting_below_a_prefix_leaves_the_rest(consul, curl):
     assert curl.keys() == ["apple"]
 
 
+def test_many_keys_in_one_request(proxy, curl):
+    keys = [f"k/{number}" for number in range(60)] + ["a//b", "/lead"]
+    for key in keys:
+        curl.put(key, key.encode())
+    host, port = proxy.address.split(":")
+    with consulate.Consul(host, int(port)) as consul, proxy.counting() as count:
+        found = consul.kv.read_many([*keys, "missing", "gone"])
+        assert {key: record.value for key, record in found.items()} == {key: key.encode() for key in keys}
+        assert consul.kv.read_many([]) == {}
+        assert consul.kv.read_many(["missing"]) == {}
+    assert len(count.requests) == 3  # one that names what is missing, one without that; one more
+
+
 def test_a_stream_gives_what_the_store_held_at_one_moment(consul, curl):
     keys = ["a//b", "n/1", "n/2", "z"]
     for number, key in enumerate(keys):
