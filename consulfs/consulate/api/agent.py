@@ -38,7 +38,11 @@ class ServiceHealth:
 
 
 class Log:
-    """The lines of an agent's log, while they are written. An iterator and a context manager; close it at the end."""
+    """The lines of an agent's log, while they are written. An iterator and a context manager.
+
+    Close it in the thread that reads it: a close waits for a read that waits. A `timeout` of the call, or the
+    adapter's `on_wait`, ends a read that waits.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -157,6 +161,8 @@ class Agent(Endpoint):
 
     def members(self, wan: bool = False, segment: Optional[str] = None, **query: Unpack[AgentQuery]) -> Rows:
         """The agents that this one knows of by gossip; Status is 1 alive, 2 leaving, 3 left, 4 failed.
+
+        `filter` is sent; 1.8.7 does not heed it here.
 
         :param wan: the servers of all datacenters
         :param segment: of this network segment, or "_all" (Consul Enterprise)
