@@ -182,3 +182,12 @@ def test_strangers_are_refused():
         # What a token may not read is left out of the rows without a word.
         assert stranger.txn.apply([{"Node": {"Verb": "get", "Node": {"Node": "test"}}}]) == []
         assert consulate.Consul("127.0.0.1", own.port, token=MASTER, timeout=10).txn.apply(REGISTER)
+
+
+def test_a_keys_name_is_not_taken_for_consuls_words(consul, curl):
+    curl.put("permission denied")
+    with pytest.raises(consulate.StaleIndex):
+        consul.txn.execute([operation("cas", "permission denied", b"x", index=1)])
+    with pytest.raises(consulate.TransactionFailed) as failed:
+        consul.txn.execute([operation("nonsense", "index is stale")])
+    assert not isinstance(failed.value, consulate.StaleIndex)

@@ -23,22 +23,6 @@ def test_the_constructor_is_that_of_the_reference():
     assert consulate.Session is consulate.Consul
 
 
-def test_transactions(consul, curl):
-    from consulfs.consulate.api.txn import operation
-
-    entries = consul.txn.execute([operation("set", "a", b"1"), operation("set", "b", b"2", flags=7)])
-    assert [entry["Key"] for entry in entries] == ["a", "b"]
-    with pytest.raises(consulate.StaleIndex) as caught:
-        consul.txn.execute([operation("set", "c", b"3"), operation("cas", "a", b"x", index=1)])
-    assert caught.value.errors[0][0] == 1
-    assert curl.tree() == {"a": b"1", "b": b"2"}
-    with pytest.raises(consulate.TooLarge):
-        consul.txn.execute([operation("get", "a")] * 65)
-    with pytest.raises(consulate.TransactionFailed) as failed:
-        consul.txn.execute([operation("nonsense", "a")])
-    assert not isinstance(failed.value, consulate.StaleIndex)
-
-
 def test_the_metadata_is_each_threads_own(consul, curl):
     curl.put("a", b"1")
     consul.kv.get("a")
@@ -50,44 +34,10 @@ def test_the_metadata_is_each_threads_own(consul, curl):
     assert consul.kv.meta.index is not None
 
 
-def test_a_keys_name_is_not_taken_for_consuls_words(consul, curl):
-    from consulfs.consulate.api.txn import operation
-
-    curl.put("permission denied")
-    with pytest.raises(consulate.StaleIndex):
-        consul.txn.execute([operation("cas", "permission denied", b"x", index=1)])
-    with pytest.raises(consulate.TransactionFailed) as failed:
-        consul.txn.execute([operation("nonsense", "index is stale")])
-    assert not isinstance(failed.value, consulate.StaleIndex)
-
-
 def test_a_token_that_no_header_can_carry():
     with pytest.raises(ValueError, match="token") as caught:
         consulate.Consul(token="s3cret-one\ns3cret-two")
     assert "s3cret" not in str(caught.value)
-
-
-def test_sessions(consul, curl):
-    session = consul.session.create("mine", "delete", delay=1, ttl="20s")
-    found = consul.session.info(session)
-    assert (found["Name"], found["Behavior"], found["TTL"]) == ("mine", "delete", "20s")
-    assert [each["ID"] for each in consul.session.list()] == [session]
-    assert [each["ID"] for each in consul.session.node("test")] == [session]
-    assert consul.session.renew(session)["ID"] == session
-    assert consul.kv.acquire_lock("lock", session, value="held", flags=4) is True
-    assert (curl.get("lock"), curl.flags("lock")) == (b"held", 4)
-    assert consul.kv.release_lock("lock", session) is True
-    assert consul.session.destroy(session) is True
-    assert consul.session.info(session) is None
-    assert consul.session.list() == []
-    with pytest.raises(consulate.NotFound):
-        consul.session.renew(session)
-
-
-def test_status_and_agent(consul):
-    assert consul.status.leader().startswith("127.0.0.1:")
-    assert consul.status.peers() == [consul.status.leader()]
-    assert consul.agent.self()["Config"]["NodeName"] == "test"
 
 
 def test_errors(agent, curl):
