@@ -148,11 +148,11 @@ def replacing(path: str, mode: Optional[int] = None) -> Iterator[IO[bytes]]:
 
     :param mode: of a new file; by the umask where none is given. An old one's is kept.
     """
-    path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb") as file:
             yield file
         return
+    path = os.path.realpath(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
     try:
         with open(descriptor, "wb") as file:
@@ -297,7 +297,8 @@ class Restore:
                     if on_prune is not None:
                         on_prune(key)
         except ConsulateException as error:
-            raise self._stopped(f"all rows are restored, but not all else is pruned: {error}") from error
+            words = f"all rows are restored, but not all else is pruned: {error}"
+            raise self._stopped(words, again=may_pass(error)) from error
 
     def _doomed(self, kept: set[bytes], began: int) -> list[tuple[str, int]]:
         found = []

@@ -64,7 +64,8 @@ def add_commands(commands: Any) -> None:
 
 def _backup(consul: Consul, arguments: argparse.Namespace) -> int:
     base = arguments.key.strip("/")
-    with terminal.output(arguments.file) as out, terminal.bar("backup") as progress:
+    on_screen = arguments.file is None and sys.stdout.isatty()
+    with terminal.output(arguments.file) as out, terminal.bar("backup", hidden=on_screen) as progress:
         count = transfer.backup(consul, out, base, arguments.base64, arguments.pretty, progress.update)
     if not count:
         terminal.note(f"no key {base!r} and none below it" if base else "there are no keys, or none that you may read")
@@ -77,7 +78,7 @@ def _restore(consul: Consul, arguments: argparse.Namespace) -> int:
         "as_base64": arguments.base64,
         "replace": not arguments.no_replace,
         "prune": arguments.prune,
-        "on_prune": lambda key: terminal.line(b"Pruning ", key.encode()),
+        "on_prune": lambda key: terminal.line_beside_bar(b"Pruning ", key.encode()),
     }
     with terminal.source(arguments.file) as file:
         size = terminal.size_of(file)

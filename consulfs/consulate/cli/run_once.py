@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Optional, Union
 
 from consulfs.consulate.cli import terminal
@@ -75,32 +71,49 @@ def _due(consul: Consul, lock: str, interval: float) -> bool:
 
 
 def execute(command: list[str]) -> int:
-    """Run the command to its end; its exit status as a shell tells it. SIGTERM and SIGHUP are handed on to it."""
+    """Run the command to its end; its exit status as a shell tells it."""
     # The original runs its first word by the shell, so that a whole command in quotes works there.
     shell = len(command) == 1
     words: Union[str, list[str]] = command[0] if shell else command
-    try:
-        child = subprocess.Popen(words, shell=shell)
-    except OSError as error:
-        terminal.note(f"{command[0]}: {error.strerror}")
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
-    with _handing_on(child):
+    with _Signals() as signals:
+        try:
+            child = subprocess.Popen(words, shell=shell)
+        except OSError as error:
+            terminal.note(f"{command[0]}: {error.strerror}")
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
+        signals.hand_to(child)
         status = child.wait()
     return status if status >= 0 else 128 - status
 
 
-@contextmanager
-def _handing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While the command runs, what is to end this process is for the command; Ctrl-C reaches it by the terminal."""
+class _Signals:
+    """While the command runs, SIGTERM and SIGHUP are for the command; Ctrl-C reaches it by the terminal."""
 
-    def hand_on(number: int, _frame: Optional[FrameType]) -> None:
-        if child.poll() is None:
-            os.kill(child.pid, number)
+    def __init__(self) -> None:
+        self._child: Optional[subprocess.Popen[bytes]] = None
+        self._early: list[int] = []
+        self._before: dict[int, Any] = {}
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _Signals:
+        for number, handler in (
+            (signal.SIGTERM, self._hand_on),
+            (signal.SIGHUP, self._hand_on),
+            (signal.SIGINT, lambda *_: None),
+        ):
+            self._before[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def hand_to(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        for number in self._early:
+            child.send_signal(number)
+
+    def _hand_on(self, number: int, _frame: object) -> None:
+        if self._child is None:
+            self._early.append(number)
+        else:
+            self._child.send_signal(number)

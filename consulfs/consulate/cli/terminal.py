@@ -56,11 +56,18 @@ def source(path: Optional[str]) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def bar(what: str, total: Optional[int] = None, unit: str = " keys") -> Iterator[tqdm[Any]]:
-    """A progress bar on stderr, where that is a terminal and stdout does not write to one too."""
-    hidden = not sys.stderr.isatty() or (what == "backup" and _shares_terminal())
+def bar(what: str, total: Optional[int] = None, unit: str = " keys", hidden: bool = False) -> Iterator[tqdm[Any]]:
+    """A progress bar on stderr, where that is a terminal."""
+    hidden = hidden or not sys.stderr.isatty()
     with tqdm(desc=what, total=total, unit=unit, unit_scale=True, file=sys.stderr, disable=hidden) as made:
         yield made
+
+
+def line_beside_bar(*words: bytes) -> None:
+    """A line while a bar is shown, perhaps on the same terminal."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        line(*words)
+        sys.stdout.flush()
 
 
 class Measured:
@@ -80,7 +87,3 @@ def size_of(file: IO[bytes]) -> Optional[int]:
     """The bytes of a regular file; None of what has no size."""
     found = os.fstat(file.fileno())
     return found.st_size if os.path.isfile(file.name) else None
-
-
-def _shares_terminal() -> bool:
-    return sys.stdout.isatty()
