@@ -1,11 +1,13 @@
 """`consulate kv` and the options of the connection, as a process, on a real Consul."""
 
+import argparse
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.agent import Agent
@@ -159,6 +161,20 @@ def test_a_wrong_call_is_status_2(words):
     done = consulate("", *words)
     assert done.returncode == 2
     assert b"usage: consulate" in done.stderr
+
+
+def test_every_command_and_option_is_in_the_manual():
+    manual = (Path(__file__).resolve().parents[1] / "docs/consulate.md").read_text()
+
+    def words(made):
+        for action in made._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices
+                for each in action.choices.values():
+                    yield from words(each)
+
+    assert [word for word in words(parser()) if f"{word}" not in manual] == []
 
 
 def test_version_and_help_need_no_consul():

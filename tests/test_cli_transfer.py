@@ -181,6 +181,11 @@ def test_a_key_that_json_cannot_name_makes_no_backup(agent, curl, tmp_path):
     assert curl("PUT", "kv/a%ffb", b"x")[0] == 200
     assert "is not UTF-8" in fails(agent.address, "kv", "backup", "-f", tmp_path / "b")
     assert os.listdir(tmp_path) == []
+    curl.put("old")
+    done = consulate(agent.address, "kv", "restore", "-p", input=b"[]")
+    assert (done.returncode, done.stdout) == (1, b"Pruning old\n")
+    assert b"is not UTF-8" in done.stderr
+    assert curl.keys() == ["a\ufffdb"]
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

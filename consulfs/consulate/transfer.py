@@ -19,7 +19,7 @@ from functools import partial
 from typing import IO, Callable, Optional, TypeVar
 
 from consulfs.consulate import rows
-from consulfs.consulate.api.kv import CAS_ATTEMPTS, TXN_BODY_LIMIT, travels_in_url
+from consulfs.consulate.api.kv import CAS_ATTEMPTS, KV, TXN_BODY_LIMIT, travels_in_url
 from consulfs.consulate.api.txn import Operation, encode, operation
 from consulfs.consulate.client import Consul
 from consulfs.consulate.exceptions import (
@@ -109,6 +109,11 @@ def absolute(base: str, name: str) -> str:
     return base + name if not name or name.startswith("/") else f"{base}/{name}"
 
 
+def is_named(kv: KV, key: str) -> bool:
+    """Whether a key that Consul showed is one: JSON cannot name a key that is not UTF-8, and shows another."""
+    return UNREPRESENTABLE not in key or bool(kv.read_many([key]))
+
+
 # -- backup --------------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +136,7 @@ def backup(
         for record in consul.kv.stream(base):
             if not covers(base, record.key):
                 continue
-            if UNREPRESENTABLE in record.key and not consul.kv.read_many([record.key]):
+            if not is_named(consul.kv, record.key):
                 raise BadBackup(f"the key shown as {record.key!r} is not UTF-8, so that no backup in JSON can name it")
             yield Record(relative(base, record.key), record.value, record.flags)
             if on_row is not None:
@@ -290,27 +295,32 @@ class Restore:
     def prune(self, kept: set[bytes], began: int, on_prune: Optional[Callable[[str], object]] = None) -> None:
         """Delete what is not kept, has not changed since `began`, and does not change before it is deleted."""
         try:
-            doomed = self._patiently(lambda: self._doomed(kept, began))
+            doomed, nameless = self._patiently(lambda: self._doomed(kept, began))
             for group in self._groups(operation("delete-cas", key, index=index) for key, index in doomed):
                 for key in self._delete(group):
                     self.counts.pruned += 1
                     if on_prune is not None:
                         on_prune(key)
+            if nameless:
+                raise ConsulateException(f"the key shown as {nameless[0]!r} is not UTF-8 and cannot be named in JSON")
         except ConsulateException as error:
             words = f"all rows are restored, but not all else is pruned: {error}"
             raise self._stopped(words, again=may_pass(error)) from error
 
-    def _doomed(self, kept: set[bytes], began: int) -> list[tuple[str, int]]:
-        found = []
+    def _doomed(self, kept: set[bytes], began: int) -> tuple[list[tuple[str, int]], list[str]]:
+        """Key and index of what is to be deleted; and the keys that cannot be, since they have no name in JSON."""
+        found, nameless = [], []
         self.counts.changed = 0
         for record in self._kv.stream(self._base):
             if not covers(self._base, record.key) or _digest(record.key) in kept:
                 continue
-            if record.modify_index is None or record.modify_index > began:
+            if not is_named(self._kv, record.key):
+                nameless.append(record.key)
+            elif record.modify_index is None or record.modify_index > began:
                 self.counts.changed += 1
             else:
                 found.append((record.key, record.modify_index))
-        return found
+        return found, nameless
 
     def _delete(self, operations: list[Operation]) -> list[str]:
         """The keys that are gone."""

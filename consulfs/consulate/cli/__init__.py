@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Optional
@@ -42,7 +43,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = parser().parse_args(argv)
     warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # CONSUL_HTTP_SSL_VERIFY=false says so
     try:
-        signal.signal(signal.SIGTERM, _end)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)
         with connection.connect(arguments, os.environ) as consul:
             status: int = arguments.run(consul, arguments)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,4 +87,4 @@ class Measured:
 def size_of(file: IO[bytes]) -> Optional[int]:
     """The bytes of a regular file; None of what has no size."""
     found = os.fstat(file.fileno())
-    return found.st_size if os.path.isfile(file.name) else None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
