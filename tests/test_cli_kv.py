@@ -143,6 +143,21 @@ def test_a_reader_that_leaves_is_no_error(agent, curl):
         assert process.wait(60) == 128 + signal.SIGPIPE
 
 
+def test_output_that_cannot_be_written_is_one_line(agent, curl):
+    curl.put("a", b"x")
+    for words in ("kv ls", "kv backup", "kv get a", "services"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [COMMAND, *words.split()], stdout=full, stderr=subprocess.PIPE, env=environment(agent.address)
+            )
+        assert (done.returncode, done.stderr) == (1, b"consulate: [Errno 28] No space left on device\n")
+    for closing in ("<&-", ">&-"):
+        done = subprocess.run(
+            ["sh", "-c", f"{COMMAND} kv restore {closing}"], stderr=subprocess.PIPE, env=environment(agent.address)
+        )
+        assert (done.returncode, done.stderr) == (1, b"consulate: stdin and stdout must be open\n")
+
+
 def test_ctrl_c_ends_with_130(proxy):
     process = subprocess.Popen(
         [COMMAND, "kv", "restore"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(proxy.address)

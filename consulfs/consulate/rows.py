@@ -134,7 +134,10 @@ def _fields(row: Any, as_base64: bool) -> tuple[Any, Any, Any, bool]:
 
 def _value(key: str, text: str, encoded: bool) -> bytes:
     if not encoded:
-        return text.encode()
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{_named(key)}the value is not Unicode text") from None
     try:
         return base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
@@ -152,7 +155,7 @@ def _kind(value: Any) -> str:
 
 def _line(error: Exception) -> str:
     """What the parser says, without the picture of the place, which may show values."""
-    return str(error).lstrip("b'\"").splitlines()[0].partition("\\n")[0]
+    return str(error).removeprefix("b'").splitlines()[0].partition("\\n")[0]
 
 
 # One escape of a JSON string; the groups: a high half of a surrogate pair, and the low one that must follow it.

@@ -26,7 +26,6 @@ from consulfs.consulate.exceptions import (
     BadAnswer,
     ClientError,
     ConsulateException,
-    Forbidden,
     RequestError,
     ServerError,
     StaleIndex,
@@ -249,8 +248,8 @@ class Restore:
         try:
             config = self._consul.agent.self().get("DebugConfig") or {}
             self.txn_limit = int(config.get("TxnMaxReqLen") or self.txn_limit)
-        except Forbidden:
-            pass  # no agent:read for this token: Consul's default
+        except ClientError:
+            pass  # no agent:read for this token, or only keys can be reached: Consul's default
 
     def index(self) -> int:
         """An index that no key (below the base) exceeds now."""

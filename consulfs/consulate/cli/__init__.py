@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Optional
 
+import ijson
 import urllib3
 
 from consulfs._version import __version__
@@ -41,22 +42,45 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; the exit status."""
     arguments = parser().parse_args(argv)
+    sys.unraisablehook = _unraisable
     warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # CONSUL_HTTP_SSL_VERIFY=false says so
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _end)
-        with connection.connect(arguments, os.environ) as consul:
-            status: int = arguments.run(consul, arguments)
-        sys.stdout.flush()
-        return status
+        status = _run(arguments)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        status = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written there at the end
-        return BROKEN_PIPE
+        status = BROKEN_PIPE
     except (ConsulateException, ValueError, OSError) as error:
         print(f"consulate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        status = 1
+    if status in (1, BROKEN_PIPE):
+        _drop_output()
+    return status
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if sys.stdin is None or sys.stdout is None:
+        raise ValueError("stdin and stdout must be open")
+    with connection.connect(arguments, os.environ) as consul:
+        status: int = arguments.run(consul, arguments)
+    sys.stdout.flush()
+    return status
+
+
+def _drop_output() -> None:
+    """What could not be written must not be tried again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Say nothing of a parser that was left in the middle: ijson's Python backend complains when it is collected."""
+    if not isinstance(found.exc_value, ijson.JSONError):
+        sys.__unraisablehook__(found)
 
 
 def _end(number: int, _frame: object) -> None:
