@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import logging
 import logging.handlers
@@ -14,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
 from consulfs import binding
-from consulfs.consulate import ConnectFailed, Consul, ConsulateException, Forbidden, adapters
+from consulfs.consulate import ConnectFailed, Consul, ConsulateException, Forbidden
+from consulfs.consulate.settings import Security, token_of
 from consulfs.devagent import DevAgent, NoAgent
 from consulfs.errors import OutOfTime
 from consulfs.filesystem import Filesystem, Owner
@@ -75,8 +75,7 @@ def read_token(options: Options) -> Optional[str]:
     path = options["token_file"]
     if path and "token" not in options.given:
         try:
-            with open(path, encoding="utf-8") as file:
-                token = file.read().strip() or None
+            token = token_of(path)
         except (OSError, UnicodeDecodeError) as error:
             raise CannotMount(f"token_file: {error}") from error
     else:
@@ -88,9 +87,9 @@ def read_token(options: Options) -> Optional[str]:
 
 def check_files(options: Options) -> None:
     """:raises CannotMount: a file or folder for TLS is not there, which would only be told by failing connections"""
-    for name in ("cacert", "capath", "client_cert", "client_key"):
-        if options[name] and not os.path.exists(options[name]):
-            raise CannotMount(f"{name}: {options[name]}: no such file or directory")
+    for name, path in _security(options).files():
+        if not os.path.exists(path):
+            raise CannotMount(f"{name}: {path}: no such file or directory")
 
 
 def serve(source: Source, mountpoint: str, options: Options, token: Optional[str], ready: Callable[[], None]) -> None:
@@ -116,21 +115,13 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
 
 def connect(source: Source, options: Options, token: Optional[str], on_wait: Callable[[], None]) -> Consul:
     """The client, with the TLS and the patience that the options ask for."""
-    kind = adapters.UnixSocketRequest if source.port is None else adapters.Request
-    verify: adapters.Verify = options["cacert"] or options["capath"] or True
-    certificate, key = options["client_cert"], options["client_key"]
-    headers = {}
-    if options["auth"]:
-        headers["Authorization"] = "Basic " + base64.b64encode(options["auth"].encode()).decode()
-    adapter = kind(
-        timeout=options["timeout"],
-        verify=verify if options["verify"] else False,
-        cert=(certificate, key) if certificate and key else certificate,
-        server_hostname=options["tls_server_name"],
-        headers=headers,
-        on_wait=on_wait,
-    )
+    adapter = _security(options).adapter(source.scheme, options["timeout"], on_wait)
     return Consul(source.host, source.port, options["dc"], token, source.scheme, adapter)
+
+
+def _security(options: Options) -> Security:
+    names = ("cacert", "capath", "client_cert", "client_key", "tls_server_name", "verify", "auth")
+    return Security(*(options[name] for name in names))
 
 
 def introduce(backend: Backend, source: Source, token_given: bool) -> None:

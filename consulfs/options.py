@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
+from consulfs.consulate.settings import is_not_false
+
 
 class BadOption(ValueError):
     """An option that is unknown, or has a value that it cannot have; the message says which and why."""
@@ -80,10 +82,6 @@ def _path(text: str) -> str:
     return os.path.abspath(text)
 
 
-def _verify(text: str) -> bool:
-    return text.lower() not in ("0", "f", "false", "no")
-
-
 OPTIONS = (
     Option("ro", "read-only: every change is EROFS"),
     Option("timeout", "how long an operation may wait for Consul before it fails", _seconds, 10.0, "SECONDS"),
@@ -118,7 +116,9 @@ OPTIONS = (
         "NAME",
         "CONSUL_TLS_SERVER_NAME",
     ),
-    Option("verify", "whether to check the server's certificate", _verify, True, "yes|no", "CONSUL_HTTP_SSL_VERIFY"),
+    Option(
+        "verify", "whether to check the server's certificate", is_not_false, True, "yes|no", "CONSUL_HTTP_SSL_VERIFY"
+    ),
     Option("allow_other", "let other users in, as far as uid, gid and umask allow"),
     Option("uid", "the owner that files show (default: who mounts)", _number, None, "UID"),
     Option("gid", "the group that files show (default: who mounts)", _number, None, "GID"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-DEFAULT_PORTS = {"http": 8500, "https": 8501}
+from consulfs.consulate.settings import Address, BadAddress
 
-
-class BadSource(ValueError):
-    """SOURCE cannot be understood; the message says why."""
+BadSource = BadAddress
+"""SOURCE cannot be understood; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -50,34 +49,10 @@ def parse(text: str, environ: Mapping[str, str]) -> Source:
 
 
 def _address(text: str, environ: Mapping[str, str]) -> Source:
-    if text.startswith("unix://"):
-        path = text[len("unix://") :]
-        if not path.startswith("/"):
-            raise BadSource(f"{text!r}: the socket's path must be absolute, as in unix:///run/consul.sock")
-        return Source("http+unix", path, None)
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        scheme, rest = "https" if _is_true(environ.get("CONSUL_HTTP_SSL", "")) else "http", text
-    if scheme not in DEFAULT_PORTS:
-        raise BadSource(f"{text!r}: the scheme is http, https or unix")
-    if "@" in rest.partition("/")[0]:
-        raise BadSource("no user or password in SOURCE, which everybody can read: use CONSUL_HTTP_AUTH")
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise BadSource(f"{text!r}: {error}") from error
-    if not host:
-        raise BadSource(f"{text!r}: no host")
-    # Not parts.path: "?" and "#" are ordinary characters of a key.
-    slash = rest.find("/")
-    return Source(scheme, host, port or DEFAULT_PORTS[scheme], _prefix(rest[slash:]) if slash >= 0 else "")
+    found = Address.parse(text, environ)
+    return Source(found.scheme, found.host, found.port, _prefix(found.path))
 
 
 def _prefix(path: str) -> str:
     prefix = unquote(path[1:])
     return prefix if not prefix or prefix.endswith("/") else prefix + "/"
-
-
-def _is_true(text: str) -> bool:
-    return text.lower() in ("1", "t", "true", "yes")

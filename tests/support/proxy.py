@@ -32,8 +32,8 @@ class Seen:
 
 class Proxy:
     """`fault`, where set, decides on each request: None lets it pass; "cut" forwards it and drops the answer;
-    "half" drops the answer half way; "drop" drops it unsent; a number of seconds delays it; a (status, body)
-    answers it."""
+    "drop" drops it unsent; "half" sends half of the answer, "half chunked" the same in chunks; a number of seconds
+    delays it; a (status, body) answers it."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
@@ -93,9 +93,13 @@ class Proxy:
         for name, value in headers:
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 request.send_header(name, value)
-        request.send_header("Content-Length", str(len(text)))
+        if fault == "half chunked":
+            request.send_header("Transfer-Encoding", "chunked")
+            text = b"%x\r\n%s" % (len(text), text)
+        else:
+            request.send_header("Content-Length", str(len(text)))
         request.end_headers()
-        if fault == "half":
+        if fault in ("half", "half chunked"):
             request.wfile.write(text[: len(text) // 2])
             return self.hang_up(request)
         request.wfile.write(text)

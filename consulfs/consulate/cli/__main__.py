@@ -1,0 +1,7 @@
+"""`python -m consulfs.consulate.cli`"""
+
+import sys
+
+from consulfs.consulate.cli import main
+
+sys.exit(main())
