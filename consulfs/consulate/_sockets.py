@@ -78,7 +78,12 @@ class PatientTLSSocket(_Patience, ssl.SSLSocket):
         view = memoryview(data).cast("B")
         while view:
             part = view[: 1 << 14]
-            view = view[self._patiently(lambda: ssl.SSLSocket.send(self, part)) :]  # noqa: B023 - called at once
+            try:
+                sent = self._patiently(lambda: ssl.SSLSocket.send(self, part))  # noqa: B023 - called at once
+            except ssl.SSLEOFError as error:
+                # As a plain socket says it, so that what the other side said before it went away is still read.
+                raise BrokenPipeError(errno.EPIPE, str(error)) from error
+            view = view[sent:]
 
     def do_handshake(self, block: bool = False) -> None:
         self._patiently(lambda: ssl.SSLSocket.do_handshake(self))

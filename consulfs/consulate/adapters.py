@@ -23,6 +23,7 @@ import urllib3
 from urllib3 import connection, exceptions
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from consulfs.consulate import _sockets
 from consulfs.consulate.exceptions import AnswerTimeout, BadAnswer, ConnectFailed, ConnectionBroken, RequestError
@@ -297,7 +298,10 @@ class Request:
         """The pool for a host, and what goes before the path (the whole base, where a proxy is asked)."""
         with self._lock:
             if base not in self._routes:
-                self._routes[base] = self._make_route(base)
+                try:
+                    self._routes[base] = self._make_route(base)
+                except (OSError, ValueError, exceptions.HTTPError) as error:  # certificates that are not there, say
+                    raise ConnectFailed(f"cannot connect to {base}: {error}") from error
             return self._routes[base]
 
     def _make_route(self, base: str) -> tuple[HTTPConnectionPool, str]:
@@ -359,9 +363,13 @@ class _TLSConnection(_Connection, connection.HTTPSConnection):
         self.ssl_context.sslsocket_class = patient
         try:
             super().connect()
-        except (ssl.SSLError, ssl.CertificateError) as error:
+        except (OSError, exceptions.SSLError, CertificateError) as error:
             # Said as what it is, a connection that was not made: the same error later means that data was sent.
-            raise exceptions.NewConnectionError(self, f"TLS failed: {error}") from error
+            raise _NoTLS(self, f"no TLS connection: {error}") from error
+
+
+class _NoTLS(exceptions.NewConnectionError):
+    """The TCP connection was made, and TLS on it was not."""
 
 
 class _UnixConnection(_Connection):
@@ -405,11 +413,28 @@ def _translated(base: str) -> Iterator[None]:
 
 def _translate(error: Exception, base: str) -> RequestError:
     reason = getattr(error, "reason", None) or error
-    if isinstance(error, exceptions.NewConnectionError) and isinstance(error.__cause__, OSError):
-        tls = isinstance(error.__cause__, ssl.SSLError)
-        reason = f"TLS failed: {error.__cause__}" if tls else error.__cause__.strerror or error.__cause__
+    if isinstance(error, exceptions.NewConnectionError) and error.__cause__ is not None:
+        reason = _words(error.__cause__)
+    if isinstance(error, _NoTLS) or _refuses_certificate(error):
+        return ConnectFailed(f"cannot connect to {base}: no TLS connection: {reason}")
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
         return ConnectFailed(f"cannot connect to {base}: {reason}")
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
         return AnswerTimeout(f"no answer from {base} in time")
     return ConnectionBroken(f"the connection to {base} broke before the answer was whole: {reason}")
+
+
+def _words(error: BaseException) -> str:
+    plain = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+    return getattr(error, "strerror", None) or str(error) if plain else str(error)
+
+
+def _refuses_certificate(error: Exception) -> bool:
+    """Whether the server's alert ended the handshake, though it came as if it were an answer.
+
+    In TLS 1.3 a client has finished its handshake before the server has seen the client's certificate (RFC 8446,
+    section 2 and 4.4.2.4), so the request is under way already; the server reads none of it.
+    """
+    alert = error.args[0] if isinstance(error, exceptions.SSLError) and error.args else None
+    said = getattr(alert, "reason", None) or ""
+    return "_ALERT_" in said and any(word in said for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED"))
