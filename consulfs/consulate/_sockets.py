@@ -56,8 +56,11 @@ class PatientSocket(_Patience, socket.socket):
     def connect_patiently(self, address: Any, timeout: Optional[float]) -> None:
         """connect(), with its wait in slices; leaves `timeout` set for what follows."""
         self.setblocking(False)
+        deadline = None if timeout is None else time.monotonic() + timeout
         failure = super().connect_ex(address)
         while failure == errno.EAGAIN:  # a Unix socket whose backlog is full: nothing is under way, try again
+            if deadline is not None and time.monotonic() >= deadline:
+                raise socket.timeout("timed out")
             pause(SLICE, self.on_wait)
             failure = super().connect_ex(address)
         self.settimeout(timeout)
