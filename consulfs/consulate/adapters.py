@@ -110,8 +110,8 @@ class Response:
     def _json(self) -> Any:
         try:
             return loads(self.content)
-        except ValueError:
-            raise self.bad("JSON") from None
+        except ValueError as error:
+            raise self.bad("JSON") from error
 
     def _checked(self, found: Any, kind: type[T]) -> T:
         if not isinstance(found, kind):
@@ -123,7 +123,12 @@ _JSON_NAMES = {list: "list", dict: "object", str: "string", bool: "true or false
 
 
 class Stream:
-    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed."""
+    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed.
+
+    :ivar what: what was asked, for messages; "" where nobody has said so
+    """
+
+    what = ""
 
     def __init__(self, answer: urllib3.BaseHTTPResponse, base: str, release: Callable[[], None]) -> None:
         self.status_code = answer.status
@@ -137,12 +142,12 @@ class Stream:
 
         :raises ConnectionBroken: the connection ended before the body did
         """
-        with _translated(self._base):
+        with _translated(self._base, self.what):
             return self._answer.read(size if size is None or size >= 0 else None)
 
     def __iter__(self) -> Iterator[bytes]:
         """The body in pieces as they arrive."""
-        with _translated(self._base):
+        with _translated(self._base, self.what):
             yield from self._answer.stream(1 << 16)
 
     def close(self) -> None:
@@ -403,25 +408,26 @@ def _body(data: Any) -> Any:
 
 
 @contextmanager
-def _translated(base: str) -> Iterator[None]:
+def _translated(base: str, what: str = "") -> Iterator[None]:
     """The errors of the libraries beneath become this client's, with the original as cause."""
     try:
         yield
     except (exceptions.HTTPError, requests.RequestException, OSError) as error:
-        raise _translate(error, base) from error
+        kind, words = _translate(error, base)
+        raise kind(f"{what}: {words}" if what else words) from error
 
 
-def _translate(error: Exception, base: str) -> RequestError:
+def _translate(error: Exception, base: str) -> tuple[type[RequestError], str]:
     reason = getattr(error, "reason", None) or error
     if isinstance(error, exceptions.NewConnectionError) and error.__cause__ is not None:
         reason = _words(error.__cause__)
     if isinstance(error, _NoTLS) or _refuses_certificate(error):
-        return ConnectFailed(f"cannot connect to {base}: no TLS connection: {reason}")
+        return ConnectFailed, f"cannot connect to {base}: no TLS connection: {reason}"
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
-        return ConnectFailed(f"cannot connect to {base}: {reason}")
+        return ConnectFailed, f"cannot connect to {base}: {reason}"
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-        return AnswerTimeout(f"no answer from {base} in time")
-    return ConnectionBroken(f"the connection to {base} broke before the answer was whole: {reason}")
+        return AnswerTimeout, f"no answer from {base} in time"
+    return ConnectionBroken, f"the connection to {base} broke before the answer was whole: {reason}"
 
 
 def _words(error: BaseException) -> str:

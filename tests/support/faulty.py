@@ -19,12 +19,14 @@ def http(body: bytes, status: str = "200 OK", headers: Iterable[str] = (), lengt
 class Faulty:
     """Answers every request with `answer`: bytes, pieces of them, None for never, or a function of the request's line.
 
+    :param path: of a Unix domain socket instead of a port
     :param closes: whether a connection ends after its answer
     :ivar requests: the line and headers of each request that came
     """
 
-    def __init__(self, answer: Answer | Callable[[str], Answer], closes: bool = True) -> None:
+    def __init__(self, answer: Answer | Callable[[str], Answer], closes: bool = True, path: str = "") -> None:
         self.answer = answer
+        self.path = path
         self.closes = closes
         self.requests: list[str] = []
         self.connections: list[socket.socket] = []
@@ -35,8 +37,10 @@ class Faulty:
         return [each.split("\r\n")[0] for each in self.requests]
 
     def __enter__(self) -> Faulty:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port = self.listener.getsockname()[1]
+        self.listener = socket.socket(socket.AF_UNIX if self.path else socket.AF_INET)
+        self.listener.bind(self.path or ("127.0.0.1", 0))
+        self.listener.listen(256)
+        self.port = 0 if self.path else self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
         return self
 

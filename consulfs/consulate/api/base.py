@@ -148,13 +148,14 @@ class Endpoint:
         headers = {"X-Consul-Token": self._token} if self._token else None
         try:
             stream = self._adapter.stream(method, self._uri_of(path, params), data, headers, timeout)
-            self._answers.meta = Meta.of(stream.headers)
-            if 200 <= stream.status_code < 300:
-                return stream
-            with stream:
-                raise_for(Response(stream.status_code, stream.read(4096), stream.headers, what))
         except RequestError as error:
             raise type(error)(f"{what}: {error}") from error.__cause__
+        stream.what = what
+        self._answers.meta = Meta.of(stream.headers)
+        if not 200 <= stream.status_code < 300:
+            with stream:
+                raise_for(Response(stream.status_code, stream.read(4096), stream.headers, what))
+        return stream
 
     def _uri_of(self, path: str, params: Params) -> str:
         pairs = [(name, value) for name, value in params.items() if value is not None]

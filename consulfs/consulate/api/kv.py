@@ -27,7 +27,6 @@ from consulfs.consulate.exceptions import (
     ConcurrentChange,
     KeyMissing,
     NotFound,
-    RequestError,
     StaleIndex,
     TooLarge,
 )
@@ -243,8 +242,6 @@ class KV(Endpoint):
                     yield Record.of(entry)
         except NotFound:
             return
-        except RequestError as error:
-            raise type(error)(f"{what}: {error}") from error.__cause__
         except (ijson.JSONError, KeyError, TypeError, ValueError) as error:
             raise BadAnswer(f"{what}: wanted a list of records: {error}") from error
 
