@@ -16,6 +16,7 @@ from consulfs.consulate.exceptions import (
     Redirected,
     RequestError,
     ServerError,
+    UnknownDatacenter,
     UnknownSession,
 )
 from consulfs.consulate.models import DEFAULT_WAIT, Meta, duration, seconds
@@ -223,6 +224,8 @@ def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
             raise BY_STATUS[403](message, 403)
         if "invalid session" in words:
             raise UnknownSession(message, status)
+        if "No path to datacenter" in words:
+            raise UnknownDatacenter(message, status)
         raise (NoLeader if "No cluster leader" in words else ServerError)(message, status)
     raise BY_STATUS.get(status, ClientError)(message, status)
 
