@@ -123,6 +123,8 @@ def resolve(host: str, port: int, timeout: Optional[float], on_wait: Optional[On
             answer.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as error:
             answer.append(error)
+        except ValueError as error:  # UnicodeError, of the idna codec: a label that is empty or too long
+            answer.append(OSError(errno.EINVAL, f"no name of a host: {error}"))
 
     if host.replace(".", "").isdigit() or ":" in host:
         ask()  # an address: nobody is asked

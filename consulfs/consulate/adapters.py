@@ -68,7 +68,7 @@ class Response:
         """The decoded JSON, or the text where it is none."""
         try:
             return loads(self.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.text
 
     @property
@@ -79,13 +79,17 @@ class Response:
     def meta(self) -> Meta:
         return Meta.of(self.headers)
 
-    def as_list(self) -> list[Any]:
+    def as_list(self, of: type = object) -> list[Any]:
         """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
 
+        :param of: what each element must be: str or dict
         :raises BadAnswer: it is something else
         """
         found = None if self.status_code == 404 else self._json()
-        return [] if found is None else self._checked(found, list)
+        elements: list[Any] = [] if found is None else self._checked(found, list)
+        if of is not object and not all(isinstance(each, of) for each in elements):
+            raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")
+        return elements
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object; {} for null.
@@ -103,6 +107,16 @@ class Response:
         """:raises BadAnswer: it is neither true nor false"""
         return self._checked(self._json(), bool)
 
+    def field(self, name: str) -> str:
+        """The string of that name in the JSON object, such as the ID of what was created.
+
+        :raises BadAnswer: there is none
+        """
+        found = self.as_dict().get(name)
+        if not isinstance(found, str):
+            raise self.bad(f"a JSON object with {name}")
+        return found
+
     def bad(self, wanted: str) -> BadAnswer:
         """The exception for an answer that is not what was wanted."""
         return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
@@ -110,7 +124,7 @@ class Response:
     def _json(self) -> Any:
         try:
             return loads(self.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.bad("JSON") from error
 
     def _checked(self, found: Any, kind: type[T]) -> T:
@@ -119,7 +133,7 @@ class Response:
         return found
 
 
-_JSON_NAMES = {list: "list", dict: "object", str: "string", bool: "true or false"}
+_JSON_NAMES: dict[type, str] = {list: "list", dict: "object", str: "string", bool: "true or false"}
 
 
 class Stream:
@@ -415,9 +429,13 @@ def _translated(base: str, what: str = "") -> Iterator[None]:
     except (exceptions.HTTPError, requests.RequestException, OSError) as error:
         kind, words = _translate(error, base)
         raise kind(f"{what}: {words}" if what else words) from error
+    except MemoryError as error:
+        raise BadAnswer(f"{base} says that its answer is longer than there is memory for") from error
 
 
 def _translate(error: Exception, base: str) -> tuple[type[RequestError], str]:
+    if isinstance(error, exceptions.ProtocolError) and isinstance(error.args[-1], TimeoutError):
+        error = error.args[-1]  # while the request was sent
     reason = getattr(error, "reason", None) or error
     if isinstance(error, exceptions.NewConnectionError) and error.__cause__ is not None:
         reason = _words(error.__cause__)

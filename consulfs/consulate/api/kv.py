@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from urllib.parse import quote
 
-import ijson
-
+from consulfs.consulate._lists import elements
 from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.api.txn import Txn, encode, operation
@@ -161,11 +160,11 @@ class KV(Endpoint):
     ) -> bool:
         """Take the key's lock for a session. As in Consul itself this WRITES the value and the flags."""
         params: Params = {"acquire": session, "cas": cas, "flags": flags}
-        return bool(self._write(_path(item.lstrip("/")), _encode(value), params).body)
+        return self._write(_path(item.lstrip("/")), _encode(value), params).as_bool()
 
     def release_lock(self, item: str, session: str) -> bool:
         """Give the key's lock back. As in Consul itself this WRITES an empty value and no flags."""
-        return bool(self._write(_path(item.lstrip("/")), None, {"release": session}).body)
+        return self._write(_path(item.lstrip("/")), None, {"release": session}).as_bool()
 
     def _store_safely(self, key: str, value: bytes, flags: Optional[int], replace: bool) -> bool:
         for attempt in range(CAS_ATTEMPTS):
@@ -207,7 +206,7 @@ class KV(Endpoint):
 
     def _get_together(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
         entries = self.txn.execute([operation("get", key) for key in keys], **query)
-        return {entry["Key"]: Record.of(entry) for entry in entries}
+        return {record.key: record for record in map(_of_txn, entries)}
 
     def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
         """The keys below a prefix; with a separator only up to its next occurrence."""
@@ -216,13 +215,13 @@ class KV(Endpoint):
         if answer is None:
             below = [record.key for record in self.tree(prefix, **query)]
             return _one_level(below, prefix, separator) if separator else below
-        return answer.as_list()
+        return answer.as_list(str)
 
     def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
         """The records of every key that begins with a prefix."""
         answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, **query))
         if answer is None:
-            return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+            return [_of_txn(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
         return _records(answer)
 
     def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
@@ -238,11 +237,11 @@ class KV(Endpoint):
         what = f"GET /v1/{_path(prefix)}"
         try:
             with self._stream("GET", _path(prefix), params, timeout=self._time_for(query)) as answer:
-                for entry in ijson.items(answer, "item"):
+                for entry in elements(answer.read):
                     yield Record.of(entry)
         except NotFound:
             return
-        except (ijson.JSONError, KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise BadAnswer(f"{what}: wanted a list of records: {error}") from error
 
     def store(
@@ -265,7 +264,10 @@ class KV(Endpoint):
         body = encode(operations)
         if len(body) <= txn_limit:
             query: Any = {} if timeout is None else {"timeout": timeout}
-            return Record.of(self.txn.execute(operations, body, **query)[0], value)
+            stored = self.txn.execute(operations, body, **query)
+            if len(stored) != 1:
+                raise BadAnswer(f"PUT /v1/txn: wanted the record of {key!r} alone, not {len(stored)}")
+            return _of_txn(stored[0], value)
         params: Params = {"cas": index, "flags": flags}
         answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
         if answer is None:
@@ -281,6 +283,8 @@ class KV(Endpoint):
         if answer is None:
             query: Any = {} if timeout is None else {"timeout": timeout}
             self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+        elif not answer.as_bool():
+            raise answer.bad("true")
 
     def _by_url(self, key: str, ask: Callable[[str], Response]) -> Optional[Response]:
         """Ask with the key in the URL's path; None where it does not travel so."""
@@ -306,8 +310,15 @@ def decode(value: bytes) -> Union[str, bytes]:
 def _records(answer: Response) -> list[Record]:
     try:
         return [Record.of(entry) for entry in answer.as_list()]
-    except (KeyError, TypeError, ValueError):
-        raise answer.bad("a list of records") from None
+    except ValueError as error:
+        raise answer.bad("a list of records") from error
+
+
+def _of_txn(entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
+    try:
+        return Record.of(entry, value)
+    except ValueError as error:
+        raise BadAnswer(f"PUT /v1/txn: wanted a record: {error}") from error
 
 
 def _encode(value: Any) -> bytes:
