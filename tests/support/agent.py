@@ -42,9 +42,15 @@ def die_with_parent() -> None:
 
 
 class Agent:
-    """Started on entry, ended on exit, its folder removed."""
+    """Started on entry, ended on exit, its folder removed.
 
-    def __init__(self, config: dict | None = None, keeps_data: bool = False, reached_by: str = "") -> None:
+    :param servers: so many are to elect a leader; more than one never do, since this one is alone
+    """
+
+    def __init__(
+        self, config: dict | None = None, keeps_data: bool = False, reached_by: str = "", servers: int = 1
+    ) -> None:
+        self.servers = servers
         self.config = config or {}
         self.reached_by = reached_by
         self.keeps_data = keeps_data
@@ -77,7 +83,7 @@ class Agent:
     def start(self) -> None:
         config = Path(self.folder, "config.json")
         config.write_text(json.dumps(self.config))
-        kept = ["-server", "-bootstrap-expect", "1", "-data-dir", self.folder + "/data"]
+        kept = ["-server", "-bootstrap-expect", str(self.servers), "-data-dir", self.folder + "/data"]
         self.process = subprocess.Popen(
             [
                 consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]),
@@ -96,10 +102,13 @@ class Agent:
     def wait_ready(self) -> None:
         """Until a write commits: a leader that has not opened its store yet answers some requests."""
         deadline = time.monotonic() + 60
-        while not self.commits():
+        while not (self.commits() if self.servers == 1 else self.answers()):
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(Path(self.folder, "log").read_text()[-2000:])
             time.sleep(0.1)
+
+    def answers(self) -> bool:
+        return subprocess.run(["curl", "-sf", f"{self.url}/agent/self"], capture_output=True).returncode == 0
 
     def commits(self) -> bool:
         token = self.config.get("acl", {}).get("tokens", {}).get("master", "")
