@@ -135,6 +135,17 @@ class Agent:
     def freeze(self) -> None:
         """Connections are taken and nothing is answered: a hanging Consul."""
         self.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while not all(self.is_stopped(task) for task in Path(f"/proc/{self.process.pid}/task").iterdir()):
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.001)
+
+    @staticmethod
+    def is_stopped(task: Path) -> bool:
+        try:
+            return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except OSError:
+            return True  # it has ended
 
     def resume(self) -> None:
         if self.process.poll() is None:
