@@ -44,13 +44,15 @@ class PatientSocket(_Patience, socket.socket):
     """A plain socket."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self._wait(select.POLLIN, self.gettimeout())
+        if self.on_wait is not None:  # else Python's own wait, within the same timeout, does
+            self._wait(select.POLLIN, self.gettimeout())
         return super().recv_into(*args, **kwargs)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
         while view:
-            self._wait(select.POLLOUT, self.gettimeout())
+            if self.on_wait is not None:
+                self._wait(select.POLLOUT, self.gettimeout())
             view = view[super().send(view[: 1 << 16], flags) :]
 
     def connect_patiently(self, address: Any, timeout: Optional[float]) -> None:

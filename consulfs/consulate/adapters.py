@@ -67,7 +67,7 @@ class Response:
     def body(self) -> Any:
         """The decoded JSON, or the text where it is none."""
         try:
-            return loads(self.content)
+            return loads(self.content.decode())  # not left to json, which would look for other encodings
         except (ValueError, RecursionError):
             return self.text
 
@@ -123,7 +123,7 @@ class Response:
 
     def _json(self) -> Any:
         try:
-            return loads(self.content)
+            return loads(self.content.decode())  # not left to json, which would look for other encodings
         except (ValueError, RecursionError) as error:
             raise self.bad("JSON") from error
 
