@@ -8,11 +8,12 @@ DEMO_PORT ?= 8511
 MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
 TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux
 
-.PHONY: help demo demo-stop test lint install clean
+.PHONY: help demo demo-stop test bench lint install clean
 
 help:
 	@echo "make demo        a private Consul, mounted at ./$(MNT); make demo-stop ends it"
 	@echo "make test        the whole test-suite, on a real Consul and real mounts"
+	@echo "make bench       what a call of the client costs, beside urllib3 and requests"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     put the commands into /usr/local/bin, where mount(8) finds them"
 
@@ -39,6 +40,9 @@ demo-stop:
 
 test: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python -m pytest $(TESTS)
+
+bench: $(VENV)/.ready-test
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py
 
 lint: $(VENV)/.ready-lint
 	$(VENV)/bin/ruff check .

@@ -216,9 +216,12 @@ def test_a_key_that_json_cannot_name_makes_no_backup(agent, curl, tmp_path):
         (b'[["a",0,"x"],["b",0,7]]', "row 2: 'b': the value is neither text nor null but a number"),
         (b'[["a",0,"x"],[7,0,"y"]]', "row 2: the key is not text but a number"),
         (b'[["a",0,"x"],["",0,"y"]]', "row 2: the key is empty"),
-        (b'[["a",0,"x"],["b\xff",0,"y"]]', "after row 1"),
-        (b'[["a",0,"x"],["b\\ud83d",0,"y"]]', "row 2: half of a character: \\ud83d"),
-        (b'[["a",0,"x"],["b",0,"\\ude00"]]', "after row 1"),
+        (b'[["a",0,"x"],["b\xff",0,"y"]]', "row 2: the key 'b\\udcff' is not Unicode text"),
+        (b'[["a",0,"x"],["b\\ud83d",0,"y"]]', "row 2: the key 'b\\ud83d' is not Unicode text"),
+        (b'[["a",0,"x"],["b",0,"\\ude00"]]', "row 2: 'b': the value is not Unicode text"),
+        (b'[["a",0,"x"],["b",' + b"1" * 5000 + b',"y"]]', "after row 1"),
+        (b'[["a",0,"x"],' + b"[" * 100_000, "after row 1"),
+        (b"null", "the input is not a JSON list"),
     ],
 )
 def test_bad_input_is_named_and_what_stands_before_it_is_written(agent, curl, text, words):
@@ -253,7 +256,7 @@ def test_halves_of_characters_are_found_wherever_the_input_is_cut():
         assert [entry.key for entry in rows.read(source)] == ["k", "l"]
         source = Pieces(bad)
         source.step = step
-        with pytest.raises(rows.BadBackup, match="row 1: half of a character"):
+        with pytest.raises(rows.BadBackup, match="row 1: .*not Unicode text"):
             list(rows.read(source))
 
 

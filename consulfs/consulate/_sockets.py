@@ -44,20 +44,25 @@ class PatientSocket(_Patience, socket.socket):
     """A plain socket."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self._wait(select.POLLIN, self.gettimeout())
+        if self.on_wait is not None:  # else Python's own wait, within the same timeout, does
+            self._wait(select.POLLIN, self.gettimeout())
         return super().recv_into(*args, **kwargs)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
         while view:
-            self._wait(select.POLLOUT, self.gettimeout())
+            if self.on_wait is not None:
+                self._wait(select.POLLOUT, self.gettimeout())
             view = view[super().send(view[: 1 << 16], flags) :]
 
     def connect_patiently(self, address: Any, timeout: Optional[float]) -> None:
         """connect(), with its wait in slices; leaves `timeout` set for what follows."""
         self.setblocking(False)
+        deadline = None if timeout is None else time.monotonic() + timeout
         failure = super().connect_ex(address)
         while failure == errno.EAGAIN:  # a Unix socket whose backlog is full: nothing is under way, try again
+            if deadline is not None and time.monotonic() >= deadline:
+                raise socket.timeout("timed out")
             pause(SLICE, self.on_wait)
             failure = super().connect_ex(address)
         self.settimeout(timeout)
@@ -78,7 +83,12 @@ class PatientTLSSocket(_Patience, ssl.SSLSocket):
         view = memoryview(data).cast("B")
         while view:
             part = view[: 1 << 14]
-            view = view[self._patiently(lambda: ssl.SSLSocket.send(self, part)) :]  # noqa: B023 - called at once
+            try:
+                sent = self._patiently(lambda: ssl.SSLSocket.send(self, part))  # noqa: B023 - called at once
+            except ssl.SSLEOFError as error:
+                # As a plain socket says it, so that what the other side said before it went away is still read.
+                raise BrokenPipeError(errno.EPIPE, str(error)) from error
+            view = view[sent:]
 
     def do_handshake(self, block: bool = False) -> None:
         self._patiently(lambda: ssl.SSLSocket.do_handshake(self))
@@ -115,6 +125,8 @@ def resolve(host: str, port: int, timeout: Optional[float], on_wait: Optional[On
             answer.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as error:
             answer.append(error)
+        except ValueError as error:  # UnicodeError, of the idna codec: a label that is empty or too long
+            answer.append(OSError(errno.EINVAL, f"no name of a host: {error}"))
 
     if host.replace(".", "").isdigit() or ":" in host:
         ask()  # an address: nobody is asked

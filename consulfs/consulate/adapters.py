@@ -23,6 +23,7 @@ import urllib3
 from urllib3 import connection, exceptions
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from consulfs.consulate import _sockets
 from consulfs.consulate.exceptions import AnswerTimeout, BadAnswer, ConnectFailed, ConnectionBroken, RequestError
@@ -66,8 +67,8 @@ class Response:
     def body(self) -> Any:
         """The decoded JSON, or the text where it is none."""
         try:
-            return loads(self.content)
-        except ValueError:
+            return loads(self.content.decode())  # not left to json, which would look for other encodings
+        except (ValueError, RecursionError):
             return self.text
 
     @property
@@ -78,13 +79,17 @@ class Response:
     def meta(self) -> Meta:
         return Meta.of(self.headers)
 
-    def as_list(self) -> list[Any]:
+    def as_list(self, of: type = object) -> list[Any]:
         """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
 
+        :param of: what each element must be: str or dict
         :raises BadAnswer: it is something else
         """
         found = None if self.status_code == 404 else self._json()
-        return [] if found is None else self._checked(found, list)
+        elements: list[Any] = [] if found is None else self._checked(found, list)
+        if of is not object and not all(isinstance(each, of) for each in elements):
+            raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")
+        return elements
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object; {} for null.
@@ -102,15 +107,25 @@ class Response:
         """:raises BadAnswer: it is neither true nor false"""
         return self._checked(self._json(), bool)
 
+    def field(self, name: str) -> str:
+        """The string of that name in the JSON object, such as the ID of what was created.
+
+        :raises BadAnswer: there is none
+        """
+        found = self.as_dict().get(name)
+        if not isinstance(found, str):
+            raise self.bad(f"a JSON object with {name}")
+        return found
+
     def bad(self, wanted: str) -> BadAnswer:
         """The exception for an answer that is not what was wanted."""
         return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
 
     def _json(self) -> Any:
         try:
-            return loads(self.content)
-        except ValueError:
-            raise self.bad("JSON") from None
+            return loads(self.content.decode())  # not left to json, which would look for other encodings
+        except (ValueError, RecursionError) as error:
+            raise self.bad("JSON") from error
 
     def _checked(self, found: Any, kind: type[T]) -> T:
         if not isinstance(found, kind):
@@ -118,17 +133,18 @@ class Response:
         return found
 
 
-_JSON_NAMES = {list: "list", dict: "object", str: "string", bool: "true or false"}
+_JSON_NAMES: dict[type, str] = {list: "list", dict: "object", str: "string", bool: "true or false"}
 
 
 class Stream:
     """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed.
 
-    :ivar what: what was asked, for messages
+    :ivar what: what was asked, for messages; "" where nobody has said so
     """
 
+    what = ""
+
     def __init__(self, answer: urllib3.BaseHTTPResponse, base: str, release: Callable[[], None]) -> None:
-        self.what = "the request"
         self.status_code = answer.status
         self.headers: Mapping[str, str] = answer.headers
         self._answer = answer
@@ -140,12 +156,12 @@ class Stream:
 
         :raises ConnectionBroken: the connection ended before the body did
         """
-        with _translated(self._base, f"{self.what}: "):
+        with _translated(self._base, self.what):
             return self._answer.read(size if size is None or size >= 0 else None)
 
     def __iter__(self) -> Iterator[bytes]:
         """The body in pieces as they arrive."""
-        with _translated(self._base, f"{self.what}: "):
+        with _translated(self._base, self.what):
             yield from self._answer.stream(1 << 16)
 
     def close(self) -> None:
@@ -301,7 +317,10 @@ class Request:
         """The pool for a host, and what goes before the path (the whole base, where a proxy is asked)."""
         with self._lock:
             if base not in self._routes:
-                self._routes[base] = self._make_route(base)
+                try:
+                    self._routes[base] = self._make_route(base)
+                except (OSError, ValueError, exceptions.HTTPError) as error:  # certificates that are not there, say
+                    raise ConnectFailed(f"cannot connect to {base}: {error}") from error
             return self._routes[base]
 
     def _make_route(self, base: str) -> tuple[HTTPConnectionPool, str]:
@@ -363,9 +382,13 @@ class _TLSConnection(_Connection, connection.HTTPSConnection):
         self.ssl_context.sslsocket_class = patient
         try:
             super().connect()
-        except (ssl.SSLError, ssl.CertificateError) as error:
+        except (OSError, exceptions.SSLError, CertificateError) as error:
             # Said as what it is, a connection that was not made: the same error later means that data was sent.
-            raise exceptions.NewConnectionError(self, f"TLS failed: {error}") from error
+            raise _NoTLS(self, f"no TLS connection: {error}") from error
+
+
+class _NoTLS(exceptions.NewConnectionError):
+    """The TCP connection was made, and TLS on it was not."""
 
 
 class _UnixConnection(_Connection):
@@ -404,16 +427,38 @@ def _translated(base: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except (exceptions.HTTPError, requests.RequestException, OSError) as error:
-        raise _translate(error, base, what) from error
+        kind, words = _translate(error, base)
+        raise kind(f"{what}: {words}" if what else words) from error
+    except MemoryError as error:
+        raise BadAnswer(f"{base} says that its answer is longer than there is memory for") from error
 
 
-def _translate(error: Exception, base: str, what: str) -> RequestError:
+def _translate(error: Exception, base: str) -> tuple[type[RequestError], str]:
+    if isinstance(error, exceptions.ProtocolError) and isinstance(error.args[-1], TimeoutError):
+        error = error.args[-1]  # while the request was sent
     reason = getattr(error, "reason", None) or error
-    if isinstance(error, exceptions.NewConnectionError) and isinstance(error.__cause__, OSError):
-        tls = isinstance(error.__cause__, ssl.SSLError)
-        reason = f"TLS failed: {error.__cause__}" if tls else error.__cause__.strerror or error.__cause__
+    if isinstance(error, exceptions.NewConnectionError) and error.__cause__ is not None:
+        reason = _words(error.__cause__)
+    if isinstance(error, _NoTLS) or _refuses_certificate(error):
+        return ConnectFailed, f"cannot connect to {base}: no TLS connection: {reason}"
     if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
-        return ConnectFailed(f"{what}cannot connect to {base}: {reason}")
+        return ConnectFailed, f"cannot connect to {base}: {reason}"
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-        return AnswerTimeout(f"{what}no answer from {base} in time")
-    return ConnectionBroken(f"{what}the connection to {base} broke before the answer was whole: {reason}")
+        return AnswerTimeout, f"no answer from {base} in time"
+    return ConnectionBroken, f"the connection to {base} broke before the answer was whole: {reason}"
+
+
+def _words(error: BaseException) -> str:
+    plain = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+    return getattr(error, "strerror", None) or str(error) if plain else str(error)
+
+
+def _refuses_certificate(error: Exception) -> bool:
+    """Whether the server's alert ended the handshake, though it came as if it were an answer.
+
+    In TLS 1.3 a client has finished its handshake before the server has seen the client's certificate (RFC 8446,
+    section 2 and 4.4.2.4), so the request is under way already; the server reads none of it.
+    """
+    alert = error.args[0] if isinstance(error, exceptions.SSLError) and error.args else None
+    said = getattr(alert, "reason", None) or ""
+    return "_ALERT_" in said and any(word in said for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED"))

@@ -14,11 +14,13 @@
     │   │   └── UnknownSession  ... or a lock request refused, for the session does not exist (any more)
     │   ├── Gone                410: removed from this version of Consul (legacy ACLs from 1.11 on)
     │   ├── TooLarge            413: body, value or number of operations
+    │   ├── RateLimited         429: too many requests or connections; nothing was done
     │   └── TransactionFailed   409: nothing was applied; `errors` says which operation failed
     │       └── StaleIndex      ... because a compare-and-set or check found another state
     │           └── ConcurrentChange    ... again and again: kv.set gives up
     ├── ServerError             5xx: agent shutting down, internal error
-    │   └── NoLeader            500: the servers have no leader now
+    │   ├── NoLeader            500: the servers have no leader now
+    │   └── UnknownDatacenter   500: no such datacenter, or no way to its servers
     └── LockFailure             the lock is held by someone else (also named LockError)
 
 Every ClientError and ServerError carries `status` (the HTTP status) and Consul's words. None carries a token.
@@ -92,6 +94,10 @@ class TooLarge(ClientError):
     """The body, the value or the number of operations is over the server's limit (413)."""
 
 
+class RateLimited(ClientError):
+    """Too many requests or connections of this client (429)."""
+
+
 class TransactionFailed(ClientError):
     """A transaction was rolled back as a whole.
 
@@ -121,6 +127,10 @@ class NoLeader(ServerError):
     """The servers have no leader at the moment (500)."""
 
 
+class UnknownDatacenter(ServerError):
+    """There is no such datacenter, or none of its servers is known now (500)."""
+
+
 class LockFailure(ConsulateException):
     """The lock could not be had."""
 
@@ -138,4 +148,5 @@ BY_STATUS: dict[int, type[ClientError]] = {
     404: NotFound,
     410: Gone,
     413: TooLarge,
+    429: RateLimited,
 }

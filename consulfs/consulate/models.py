@@ -91,13 +91,16 @@ class Meta:
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> Meta:
-        index, contact = headers.get("X-Consul-Index"), headers.get("X-Consul-LastContact")
         leader = headers.get("X-Consul-KnownLeader")
         return cls(
-            index=int(index) if index else None,
+            index=_number(headers.get("X-Consul-Index")),
             known_leader=None if leader is None else leader == "true",
-            last_contact=int(contact) if contact else None,
+            last_contact=_number(headers.get("X-Consul-LastContact")),
         )
+
+
+def _number(text: Optional[str]) -> Optional[int]:
+    return int(text) if text and text.isdecimal() and len(text) <= 20 else None
 
 
 @dataclass(frozen=True)
@@ -124,15 +127,30 @@ class Record:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
-        """From Consul's JSON; `value` stands in where a transaction's answer leaves it out."""
-        if value is None:
-            value = base64.b64decode(entry.get("Value") or b"")
-        return cls(
-            key=entry["Key"],
-            value=value,
-            flags=entry.get("Flags", 0),
-            create_index=entry.get("CreateIndex", 0),
-            modify_index=entry.get("ModifyIndex"),
-            lock_index=entry.get("LockIndex", 0),
-            session=entry.get("Session"),
-        )
+        """From Consul's JSON; `value` stands in where a transaction's answer leaves it out.
+
+        :raises ValueError: it is no record
+        """
+        try:
+            if value is None:
+                encoded = entry.get("Value")
+                value = b"" if encoded is None else base64.b64decode(encoded, validate=True)
+            record = cls(
+                entry["Key"],
+                value,
+                entry.get("Flags", 0),
+                entry.get("CreateIndex", 0),
+                entry.get("ModifyIndex"),
+                entry.get("LockIndex", 0),
+                entry.get("Session"),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no record of Consul's: {entry!r:.200} ({error})") from error
+        if not (
+            isinstance(record.key, str)
+            and isinstance(record.flags, int)
+            and isinstance(record.modify_index, (int, type(None)))
+            and isinstance(record.session, (str, type(None)))
+        ):
+            raise ValueError(f"no record of Consul's: {entry!r:.200}")
+        return record

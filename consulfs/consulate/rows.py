@@ -10,13 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Optional, Protocol, Union
+from typing import IO, Any, Protocol, Union
 
-import ijson
-
+from consulfs.consulate import jsonlist
 from consulfs.consulate.exceptions import ConsulateException
 from consulfs.consulate.models import Record
 
@@ -72,13 +70,13 @@ def read(source: Source, as_base64: bool = False) -> Iterator[Entry]:
     """
     number = 0
     try:
-        for row in ijson.items(_JSONList(source), "item"):
+        for row in jsonlist.elements(source.read):
             number += 1
             yield _entry(number, row, as_base64)
-    except _HalfCharacter as error:
-        raise BadBackup(f"row {number + 1}: {error}") from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        words = "it ends too early" if "premature EOF" in str(error) or "Incomplete" in str(error) else _line(error)
+    except jsonlist.NotAList:
+        raise BadBackup("the input is not a JSON list") from None
+    except ValueError as error:
+        words = "it ends too early" if isinstance(error, jsonlist.EndsEarly) else str(error)
         after = f"after row {number}" if number else "before the first row"
         raise BadBackup(f"{after}: the input is not a whole JSON list: {words}") from error
 
@@ -151,72 +149,3 @@ def _named(key: str) -> str:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _line(error: Exception) -> str:
-    """What the parser says, without the picture of the place, which may show values."""
-    return str(error).removeprefix("b'").splitlines()[0].partition("\\n")[0]
-
-
-# One escape of a JSON string; the groups: a high half of a surrogate pair, and the low one that must follow it.
-_ESCAPE = re.compile(rb"\\(?:u([dD][89abAB][0-9a-fA-F]{2})(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|.)", re.DOTALL)
-_LONGEST_ESCAPE = 12
-
-
-class _HalfCharacter(Exception):
-    """Half of a surrogate pair."""
-
-
-class _JSONList:
-    """A file for ijson that must hold a list: ijson itself finds no items in an object, and says nothing.
-
-    Half of a surrogate pair is refused here: the parser beneath ijson makes a question mark of it (measured).
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._begun = False
-        self._tail = b""
-        self._fault: Optional[_HalfCharacter] = None
-
-    def read(self, size: int = 1 << 16) -> bytes:
-        if self._fault is not None:
-            raise self._fault
-        piece = self._source.read(size)
-        if not size:
-            return piece  # ijson asks so to learn that these are bytes
-        if not self._begun:
-            piece = self._begin(piece, size)
-        return self._checked(piece) if self._tail or b"\\" in piece else piece
-
-    def _begin(self, piece: bytes, size: int) -> bytes:
-        piece = piece.removeprefix(b"\xef\xbb\xbf")
-        while piece and not piece.strip():
-            piece = self._source.read(size)
-        if piece and not piece.lstrip().startswith(b"["):
-            raise BadBackup("the input is not a JSON list")
-        self._begun = True
-        return piece
-
-    def _checked(self, piece: bytes) -> bytes:
-        """The piece; only what is before half of a character, where one is in it.
-
-        `_tail` is what may be the beginning of an escape that goes on in the next piece.
-        """
-        data = self._tail + piece
-        position, limit = 0, len(data) - (_LONGEST_ESCAPE if piece else 0)
-        while 0 <= (start := data.find(b"\\", position)) <= limit:
-            found = _ESCAPE.match(data, start)
-            if found is None:
-                break
-            if found[1] and not found[2]:
-                return self._cut(piece, start - len(self._tail), found[1])
-            position = found.end()
-        self._tail = data[start:] if start >= 0 else b""
-        return piece
-
-    def _cut(self, piece: bytes, at: int, half: bytes) -> bytes:
-        self._fault = _HalfCharacter(f"half of a character: \\u{half.decode()}")
-        if at <= 0:
-            raise self._fault
-        return piece[:at]

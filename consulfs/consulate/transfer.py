@@ -19,7 +19,8 @@ from functools import partial
 from typing import IO, Callable, Optional, TypeVar
 
 from consulfs.consulate import rows
-from consulfs.consulate.api.kv import CAS_ATTEMPTS, KV, TXN_BODY_LIMIT, travels_in_url
+from consulfs.consulate.api.kv import CAS_ATTEMPTS, KV
+from consulfs.consulate.api.records import TXN_BODY_LIMIT, travels_in_url
 from consulfs.consulate.api.txn import Operation, encode, operation
 from consulfs.consulate.client import Consul
 from consulfs.consulate.exceptions import (

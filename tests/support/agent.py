@@ -42,11 +42,21 @@ def die_with_parent() -> None:
 
 
 class Agent:
-    """Started on entry, ended on exit, its folder removed."""
+    """Started on entry, ended on exit, its folder removed.
+
+    :param node: its name
+    :param servers: so many are to elect a leader; more than one never do, since this one is alone
+    """
 
     def __init__(
-        self, config: dict | None = None, keeps_data: bool = False, reached_by: str = "", node: str = "test"
+        self,
+        config: dict | None = None,
+        keeps_data: bool = False,
+        reached_by: str = "",
+        node: str = "test",
+        servers: int = 1,
     ) -> None:
+        self.servers = servers
         self.config = config or {}
         self.reached_by = reached_by
         self.node = node
@@ -80,7 +90,7 @@ class Agent:
     def start(self) -> None:
         config = Path(self.folder, "config.json")
         config.write_text(json.dumps(self.config))
-        kept = ["-server", "-bootstrap-expect", "1", "-data-dir", self.folder + "/data"]
+        kept = ["-server", "-bootstrap-expect", str(self.servers), "-data-dir", self.folder + "/data"]
         self.process = subprocess.Popen(
             [
                 consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]),
@@ -99,10 +109,13 @@ class Agent:
     def wait_ready(self) -> None:
         """Until a write commits: a leader that has not opened its store yet answers some requests."""
         deadline = time.monotonic() + 60
-        while not self.commits():
+        while not (self.commits() if self.servers == 1 else self.answers()):
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(Path(self.folder, "log").read_text()[-2000:])
             time.sleep(0.1)
+
+    def answers(self) -> bool:
+        return subprocess.run(["curl", "-sf", f"{self.url}/agent/self"], capture_output=True).returncode == 0
 
     def commits(self) -> bool:
         token = self.config.get("acl", {}).get("tokens", {}).get("master", "")
@@ -129,6 +142,17 @@ class Agent:
     def freeze(self) -> None:
         """Connections are taken and nothing is answered: a hanging Consul."""
         self.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while not all(self.is_stopped(task) for task in Path(f"/proc/{self.process.pid}/task").iterdir()):
+            assert time.monotonic() < deadline, "it goes on"
+            time.sleep(0.001)
+
+    @staticmethod
+    def is_stopped(task: Path) -> bool:
+        try:
+            return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except OSError:
+            return True  # it has ended
 
     def resume(self) -> None:
         if self.process.poll() is None:

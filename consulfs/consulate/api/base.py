@@ -16,6 +16,7 @@ from consulfs.consulate.exceptions import (
     Redirected,
     RequestError,
     ServerError,
+    UnknownDatacenter,
     UnknownSession,
 )
 from consulfs.consulate.models import DEFAULT_WAIT, Meta, duration, seconds
@@ -64,9 +65,11 @@ class Endpoint:
         options = self._options(query)
         return self._call("GET", path, {**(params or {}), **options}, timeout=self._time_for(query), accepted=(404,))
 
-    def _read_list(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> list[Any]:
-        """A list, [] where there is nothing."""
-        return self._read(path, params, **query).as_list()
+    def _read_list(
+        self, path: str, params: Optional[Params] = None, of: type = object, **query: Unpack[NodeQuery]
+    ) -> list[Any]:
+        """A list, [] where there is nothing; `of` as in `Response.as_list`."""
+        return self._read(path, params, **query).as_list(of)
 
     def _read_dict(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Row:
         """An object, {} where it is null; a 404 is raised."""
@@ -222,10 +225,17 @@ def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
         # Consul 1.8 answers 500 with these words where the token is unknown or lacks the right.
         if any(each in words for each in _DENIED):
             raise BY_STATUS[403](message, 403)
-        if "invalid session" in words:
+        if says_no_session(words):
             raise UnknownSession(message, status)
+        if "No path to datacenter" in words:
+            raise UnknownDatacenter(message, status)
         raise (NoLeader if "No cluster leader" in words else ServerError)(message, status)
     raise BY_STATUS.get(status, ClientError)(message, status)
+
+
+def says_no_session(words: str) -> bool:
+    """Whether Consul's words are that there is no such session; an ID that is none at all is one that is not there."""
+    return "invalid session" in words or "UUID must be" in words
 
 
 def _without(secret: Optional[str], text: str) -> str:

@@ -8,16 +8,15 @@ Source: https://www.consul.io/api-docs/kv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from urllib.parse import quote
 
-import ijson
-
-from consulfs.consulate.adapters import Request, Response, Stream
+from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.api.txn import Txn, encode, operation
 from consulfs.consulate.exceptions import BadAnswer, ClientError, NotFound, StaleIndex, TooLarge
+from consulfs.consulate.jsonlist import elements
 from consulfs.consulate.models import Record
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class Records(Endpoint):
 
     def _get_together(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
         entries = self.txn.execute([operation("get", key) for key in keys], **query)
-        return {entry["Key"]: Record.of(entry) for entry in entries}
+        return {record.key: record for record in map(_of_txn, entries)}
 
     def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
         """The keys below a prefix; with a separator only up to its next occurrence."""
@@ -84,13 +83,13 @@ class Records(Endpoint):
         if answer is None:
             below = [record.key for record in self.tree(prefix, **query)]
             return _one_level(below, prefix, separator) if separator else below
-        return answer.as_list()
+        return answer.as_list(str)
 
     def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
         """The records of every key that begins with a prefix."""
         answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, **query))
         if answer is None:
-            return [Record.of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+            return [_of_txn(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
         return _records(answer)
 
     def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
@@ -109,9 +108,9 @@ class Records(Endpoint):
             return
         with answer:
             try:
-                for entry in ijson.items(_List(answer), "item"):
+                for entry in elements(answer.read, or_null=True):
                     yield Record.of(entry)
-            except (ijson.JSONError, KeyError, TypeError, ValueError) as error:
+            except ValueError as error:
                 raise BadAnswer(f"{answer.what}: wanted a list of records: {error}") from error
 
     def store(
@@ -134,7 +133,10 @@ class Records(Endpoint):
         body = encode(operations)
         if len(body) <= txn_limit:
             query: Any = {} if timeout is None else {"timeout": timeout}
-            return Record.of(self.txn.execute(operations, body, **query)[0], value)
+            stored = self.txn.execute(operations, body, **query)
+            if len(stored) != 1:
+                raise BadAnswer(f"PUT /v1/txn: wanted the record of {key!r} alone, not {len(stored)}")
+            return _of_txn(stored[0], value)
         params: Params = {"cas": index, "flags": flags}
         answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
         if answer is None:
@@ -150,6 +152,8 @@ class Records(Endpoint):
         if answer is None:
             query: Any = {} if timeout is None else {"timeout": timeout}
             self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+        elif not answer.as_bool():
+            raise answer.bad("true")
 
     def _by_url(self, key: str, ask: Callable[[str], Response]) -> Optional[Response]:
         """Ask with the key in the URL's path; None where it does not travel so."""
@@ -167,24 +171,15 @@ class Records(Endpoint):
 def _records(answer: Response) -> list[Record]:
     try:
         return [Record.of(entry) for entry in answer.as_list()]
-    except (KeyError, TypeError, ValueError):
-        raise answer.bad("a list of records") from None
+    except ValueError as error:
+        raise answer.bad("a list of records") from error
 
 
-class _List:
-    """A stream that is a JSON list or null: in an object ijson would look for "item" and find nothing, as if empty."""
-
-    def __init__(self, answer: Stream) -> None:
-        self._answer = answer
-        self._checked = False
-
-    def read(self, size: int) -> bytes:
-        piece = self._answer.read(size)
-        if size and not self._checked:
-            self._checked = True
-            if not piece.lstrip().startswith((b"[", b"null")):
-                raise ValueError(f"it begins with {piece[:80]!r}")
-        return piece
+def _of_txn(entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
+    try:
+        return Record.of(entry, value)
+    except ValueError as error:
+        raise BadAnswer(f"PUT /v1/txn: wanted a record: {error}") from error
 
 
 def _path(key: str) -> str:

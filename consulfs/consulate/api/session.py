@@ -55,7 +55,7 @@ class Session(Endpoint):
             "NodeChecks": None if node_checks is None else list(node_checks),
             "ServiceChecks": of_services or None,
         }
-        return str(self._write("session/create", strip_none(body)).as_dict()["ID"])
+        return self._write("session/create", strip_none(body)).field("ID")
 
     def destroy(self, session_id: str) -> bool:
         """Invalidate a session; there need not be one. Its locks are released, and their lock-delay begins."""
@@ -63,16 +63,16 @@ class Session(Endpoint):
 
     def info(self, session_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The session, or None where there is none."""
-        found = self._read_list(f"session/info/{segment(session_id)}", **query)
+        found = self._read_list(f"session/info/{segment(session_id)}", of=dict, **query)
         return found[0] if found else None
 
     def list(self, **query: Unpack[Query]) -> Rows:
         """The active sessions of the datacenter."""
-        return self._read_list("session/list", **query)
+        return self._read_list("session/list", of=dict, **query)
 
     def node(self, node: str, **query: Unpack[Query]) -> Rows:
         """The active sessions of a node."""
-        return self._read_list(f"session/node/{segment(node)}", **query)
+        return self._read_list(f"session/node/{segment(node)}", of=dict, **query)
 
     def renew(self, session_id: str) -> Row:
         """Begin the session's TTL anew.
@@ -80,6 +80,10 @@ class Session(Endpoint):
         :raises UnknownSession: there is no such session
         """
         try:
-            return dict(self._write(f"session/renew/{segment(session_id)}").as_list()[0])
+            answer = self._write(f"session/renew/{segment(session_id)}")
         except NotFound as error:
             raise UnknownSession(str(error), error.status) from None
+        found: Rows = answer.as_list(dict)
+        if not found:
+            raise answer.bad("the session")
+        return found[0]

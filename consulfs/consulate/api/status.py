@@ -21,4 +21,4 @@ class Status(Endpoint):
 
     def peers(self, **query: Unpack[Query]) -> list[str]:
         """The addresses of the Raft peers, always as a list."""
-        return self._read_list("status/peers", **query)
+        return self._read_list("status/peers", of=str, **query)

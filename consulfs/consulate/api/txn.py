@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, consistency_of
+from consulfs.consulate.api.base import Endpoint, Params, consistency_of, says_no_session
 from consulfs.consulate.exceptions import BY_STATUS, StaleIndex, TransactionFailed, UnknownSession
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ Operation = dict[str, Any]
 
 # What Consul 1.8 says of a check or compare-and-set that met another state (agent/consul/state/txn.go).
 _STALE = ("index is stale", "doesn't exist", " exists", "failed index check", "failed session check", "lock is")
-
-# ... and of a session that there is not; the second where the ID is no UUID.
-_NO_SESSION = ("invalid session", "failed session lookup")
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a key's name in those words, which may say anything
 
@@ -78,9 +75,12 @@ class Txn(Endpoint):
         """
         answer = self._send(encode(operations) if body is None else body, query)
         try:
-            return [result["KV"] for result in answer.as_dict()["Results"] or ()]
+            entries = [result["KV"] for result in answer.as_dict()["Results"] or ()]
         except (KeyError, TypeError):
             raise answer.bad("the results of a transaction") from None
+        if not all(isinstance(entry, dict) and isinstance(entry.get("Key"), str) for entry in entries):
+            raise answer.bad("the results of a transaction")
+        return entries
 
     def apply(self, operations: Sequence[Operation], **query: Unpack[Query]) -> list[dict[str, Any]]:
         """Apply all of the operations or none, those of the catalog among them.
@@ -111,12 +111,14 @@ class Txn(Endpoint):
 def _raise_failed(answer: Response) -> NoReturn:
     try:
         errors = [(error["OpIndex"], error["What"]) for error in answer.as_dict()["Errors"]]
-    except (TypeError, KeyError):
+    except (KeyError, TypeError):
         raise answer.bad("the errors of a transaction") from None
+    if not errors or not all(isinstance(index, int) and isinstance(what, str) for index, what in errors):
+        raise answer.bad("the errors of a transaction")
     words = "; ".join(what for _, what in errors)
     if any("ermission denied" in _QUOTED.sub("", what) for _, what in errors):
         raise BY_STATUS[403](f"PUT /v1/txn: {words}", 403)
-    if any(phrase in _QUOTED.sub("", what) for phrase in _NO_SESSION for _, what in errors):
+    if any(says_no_session(_QUOTED.sub("", what)) for _, what in errors):
         raise UnknownSession(f"PUT /v1/txn: {words}", 409)
     stale = all(any(phrase in _QUOTED.sub("", what) for phrase in _STALE) for _, what in errors)
     raise (StaleIndex if stale else TransactionFailed)(f"PUT /v1/txn: {words}", 409, errors)

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Optional
 
-import ijson
 import urllib3
 
 from consulfs._version import __version__
@@ -42,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; the exit status."""
     arguments = parser().parse_args(argv)
-    sys.unraisablehook = _unraisable
     warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # CONSUL_HTTP_SSL_VERIFY=false says so
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)
@@ -75,12 +73,6 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except (OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _unraisable(found: sys.UnraisableHookArgs) -> None:
-    """Say nothing of a parser that was left in the middle: ijson's Python backend complains when it is collected."""
-    if not isinstance(found.exc_value, ijson.JSONError):
-        sys.__unraisablehook__(found)
 
 
 def _end(number: int, _frame: object) -> None:
