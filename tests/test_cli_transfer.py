@@ -256,7 +256,7 @@ def test_halves_of_characters_are_found_wherever_the_input_is_cut():
         assert [entry.key for entry in rows.read(source)] == ["k", "l"]
         source = Pieces(bad)
         source.step = step
-        with pytest.raises(rows.BadBackup, match="row 1: .*not Unicode text"):
+        with pytest.raises(rows.BadBackup, match=r"row 1: .*not Unicode text"):
             list(rows.read(source))
 
 
