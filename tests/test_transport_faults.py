@@ -506,12 +506,38 @@ def test_a_connection_that_the_server_closed_while_it_was_idle(name):
         assert len(server.requests) == 3
 
 
-def test_a_connection_that_the_server_closes_as_the_request_comes():
-    """Whether it was applied cannot be known: said, not repeated."""
-    with Faulty(http(b"[]"), closes=False) as server, client(server) as consul:
+def hanging_up(*answers):
+    """A server whose connections end after their answer, from the second request on."""
+    later = iter(answers)
+
+    def answer(line):
+        server.closes = len(server.requests) > 1
+        return next(later)
+
+    server = Faulty(answer, closes=False)
+    return server
+
+
+@pytest.mark.parametrize("name", ["kv.get", "kv.stream", "session.list"])
+def test_a_read_meets_the_end_of_an_idle_connection(name):
+    """The server hangs up just as the request comes: a read is asked once more, on a connection of its own."""
+    with hanging_up(http(b"[]"), b"", http(b"[]")) as server, client(server) as consul:
         consul.kv.get("a")
-        server.answer, server.closes = b"", True
-        fails(consul, "kv.store", consulate.ConnectionBroken)
+        CALLS[name][0](consul)
+        assert len(server.requests) == 3
+        assert server.lines[1] == server.lines[2]
+    with hanging_up(http(b"[]"), b"", b"") as server, client(server) as consul:
+        consul.kv.get("a")
+        fails(consul, name, consulate.ConnectionBroken)
+        assert len(server.requests) == 3  # once more, and no more
+
+
+@pytest.mark.parametrize("name", ["kv.store", "kv.acquire_lock", "kv.delete", "session.create"])
+def test_a_write_meets_the_end_of_an_idle_connection(name):
+    """Whether it was applied cannot be known: said, not repeated."""
+    with hanging_up(http(b"[]"), b"") as server, client(server) as consul:
+        consul.kv.get("a")
+        fails(consul, name, consulate.ConnectionBroken)
         assert len(server.requests) == 2
 
 

@@ -280,17 +280,27 @@ class Request:
         preload: bool,
     ) -> urllib3.BaseHTTPResponse:
         pool, prefix = self._routes.get(base) or self._find_route(base)
-        return pool.urlopen(
-            method,
-            prefix + path,
-            body=_body(data),
-            headers={**self._headers, **(headers or {})},
-            retries=False,
-            redirect=False,
-            assert_same_host=False,  # through a proxy the whole URI is asked for
-            timeout=urllib3.Timeout(connect=timeout, read=timeout),
-            preload_content=preload,
-        )
+
+        def ask() -> urllib3.BaseHTTPResponse:
+            return pool.urlopen(
+                method,
+                prefix + path,
+                body=_body(data),
+                headers={**self._headers, **(headers or {})},
+                retries=False,
+                redirect=False,
+                assert_same_host=False,  # through a proxy the whole URI is asked for
+                timeout=urllib3.Timeout(connect=timeout, read=timeout),
+                preload_content=preload,
+            )
+
+        try:
+            return ask()
+        except exceptions.ProtocolError as error:
+            if method != "GET" or not isinstance(error.args[-1], _WentAway):
+                raise
+            # The server closed an idle connection just as it was used: reads may be asked again (RFC 9110, 9.2.2).
+            return ask()
 
     def _limit(self, timeout: Optional[float]) -> Optional[float]:
         timeout = self.timeout if timeout is None else timeout
@@ -361,15 +371,31 @@ class _Connection(connection.HTTPConnection):
     """A pooled connection whose waits can be ended; subclassed per adapter to know its owner."""
 
     owner: Request
+    has_answered = False
 
     def _new_conn(self) -> _sockets.PatientSocket:
+        self.has_answered = False
         try:
             return self._dial()
         except OSError as error:
             raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
 
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        try:
+            answer = super().getresponse()
+        except ConnectionResetError as error:  # RemoteDisconnected is one
+            if self.has_answered:
+                raise _WentAway(*error.args) from error
+            raise
+        self.has_answered = True
+        return answer
+
     def _dial(self) -> _sockets.PatientSocket:
         return _sockets.connect(self._dns_host, self.port, _limit(self.timeout), self.owner.on_wait)
+
+
+class _WentAway(ConnectionResetError):
+    """Not a byte of an answer came on a connection on which one had come before."""
 
 
 class _TLSConnection(_Connection, connection.HTTPSConnection):
