@@ -6,7 +6,7 @@ consul = consulate.Consul()
 consul.kv["release_flag"] = True
 """
 
-from consulfs.consulate import adapters, api, exceptions
+from consulfs.consulate import adapters, api, definitions, exceptions
 from consulfs.consulate.client import Consul
 from consulfs.consulate.exceptions import (
     ACLDisabled,
@@ -70,5 +70,6 @@ __all__ = [
     "UnknownSession",
     "adapters",
     "api",
+    "definitions",
     "exceptions",
 ]

@@ -107,6 +107,15 @@ class Response:
         """:raises BadAnswer: it is neither true nor false"""
         return self._checked(self._json(), bool)
 
+    def as_done(self) -> bool:
+        """True, for a success of which Consul says no more: with an empty body, or some JSON.
+
+        :raises BadAnswer: it is something else, such as a proxy's page
+        """
+        if self.content.strip():
+            self._json()
+        return True
+
     def field(self, name: str) -> str:
         """The string of that name in the JSON object, such as the ID of what was created.
 

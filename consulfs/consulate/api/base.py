@@ -101,8 +101,7 @@ class Endpoint:
 
     def _done(self, path: str, data: Any = None, params: Optional[Params] = None, method: str = "PUT") -> bool:
         """As `_write`, where the status says it all: True, or an exception."""
-        self._write(path, data, params, method)
-        return True
+        return self._write(path, data, params, method).as_done()
 
     # -- both ------------------------------------------------------------------------------------------------
 
@@ -235,7 +234,7 @@ def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
 
 def says_no_session(words: str) -> bool:
     """Whether Consul's words are that there is no such session; an ID that is none at all is one that is not there."""
-    return "invalid session" in words or "UUID must be" in words
+    return "invalid session" in words or "failed session lookup" in words
 
 
 def _without(secret: Optional[str], text: str) -> str:
