@@ -155,8 +155,10 @@ def test_what_cannot_be_created(consul, curl):
             consul.session.create(**wrong)
     with pytest.raises(ValueError, match="cannot be a name"):
         consul.session.info("")
-    with pytest.raises(consulate.ServerError, match="UUID"):
-        consul.session.info("no-id")
+    assert consul.session.info("no-id") is None
+    for call in (consul.session.renew, consul.session.destroy):
+        with pytest.raises(consulate.UnknownSession, match="UUID"):
+            call("no-id")
     assert json.loads(curl("GET", "session/list")[1]) == []
 
 

@@ -63,7 +63,10 @@ class Session(Endpoint):
 
     def info(self, session_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The session, or None where there is none."""
-        found = self._read_list(f"session/info/{segment(session_id)}", of=dict, **query)
+        try:
+            found = self._read_list(f"session/info/{segment(session_id)}", of=dict, **query)
+        except UnknownSession:  # an ID that is no UUID: 500 from Consul
+            return None
         return found[0] if found else None
 
     def list(self, **query: Unpack[Query]) -> Rows:
