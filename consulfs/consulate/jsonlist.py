@@ -46,7 +46,7 @@ def elements(read: Callable[[int], bytes], or_null: bool = False) -> Iterator[An
         if text.element() is None and not text.sign():
             return
     if sign != "[":
-        raise NotAList("it does not begin as a list") if sign else EndsEarly("there is nothing")
+        raise NotAList(f"it begins with {sign + text.rest()!r}") if sign else EndsEarly("there is nothing")
     if text.sign() != "]":
         text.back()
         yield text.element()
@@ -82,6 +82,10 @@ class _Text:
     def back(self) -> None:
         """Before the sign that was just given, if there was one."""
         self._at = max(self._at - 1, 0)
+
+    def rest(self) -> str:
+        """Some of what comes next, for messages."""
+        return self._text[self._at : self._at + 100]
 
     def element(self) -> Any:
         """The value that comes next."""
