@@ -361,7 +361,7 @@ def test_a_service_as_the_reference_registers_it(consul, curl, own, website):
 def test_all_that_a_service_may_have(consul, curl):
     consul.agent.service.register(
         "web",
-        tags="single",
+        tags=["single"],
         meta={"version": "4"},
         weights={"Passing": 10, "Warning": 2},
         tagged_addresses={"wan": {"Address": "192.0.2.1", "Port": 81}},

@@ -6,6 +6,7 @@ consul = consulate.Consul()
 consul.kv["release_flag"] = True
 """
 
+from consulfs._version import __version__
 from consulfs.consulate import adapters, api, definitions, exceptions
 from consulfs.consulate.client import Consul
 from consulfs.consulate.exceptions import (
@@ -68,6 +69,7 @@ __all__ = [
     "TransactionFailed",
     "UnknownDatacenter",
     "UnknownSession",
+    "__version__",
     "adapters",
     "api",
     "definitions",

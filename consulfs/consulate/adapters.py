@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import ssl
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from json import dumps, loads
-from typing import IO, Any, Callable, Optional, TypeVar, Union
+from collections.abc import Mapping
+from json import dumps
+from typing import IO, Any, Callable, Optional, Union
 from urllib.parse import unquote, urlsplit
 
 import requests
 import requests.adapters
 import urllib3
-from urllib3 import connection, exceptions
+from urllib3 import exceptions
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
-from urllib3.util.ssl_match_hostname import CertificateError
 
 from consulfs.consulate import _sockets
-from consulfs.consulate.exceptions import AnswerTimeout, BadAnswer, ConnectFailed, ConnectionBroken, RequestError
-from consulfs.consulate.models import Meta
+from consulfs.consulate._connections import Connection, TLSConnection, UnixConnection, WentAway
+from consulfs.consulate._failures import translated
+from consulfs.consulate.exceptions import ConnectFailed
+from consulfs.consulate.responses import Response, Stream
+
+__all__ = ["MAX_CONNECTIONS", "Request", "Response", "Stream", "UnixSocketRequest"]
 
 MAX_CONNECTIONS = 100
 """At most so many requests of one client at once: a Consul agent admits 200 connections an address."""
@@ -38,152 +38,6 @@ DEFAULT_TIMEOUT = 60.0
 Verify = Union[bool, str]
 Cert = Union[str, tuple[str, str], None]
 Body = Union[str, bytes, IO[bytes], None]
-
-T = TypeVar("T")
-
-
-class Response:
-    """One answer.
-
-    :ivar status_code: the HTTP status
-    :ivar content: the body's bytes
-    :ivar headers: the HTTP headers, names in any case
-    :ivar what: what was asked, such as "GET /v1/kv/a", for messages
-    """
-
-    __slots__ = ("content", "headers", "status_code", "what")
-
-    def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str], what: str = "the request") -> None:
-        self.status_code = status_code
-        self.content = content
-        self.headers = headers
-        self.what = what
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status_code < 300
-
-    @property
-    def body(self) -> Any:
-        """The decoded JSON, or the text where it is none."""
-        try:
-            return loads(self.content.decode())  # not left to json, which would look for other encodings
-        except (ValueError, RecursionError):
-            return self.text
-
-    @property
-    def text(self) -> str:
-        return self.content.decode("utf-8", "replace")
-
-    @property
-    def meta(self) -> Meta:
-        return Meta.of(self.headers)
-
-    def as_list(self, of: type = object) -> list[Any]:
-        """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
-
-        :param of: what each element must be: str or dict
-        :raises BadAnswer: it is something else
-        """
-        found = None if self.status_code == 404 else self._json()
-        elements: list[Any] = [] if found is None else self._checked(found, list)
-        if of is not object and not all(isinstance(each, of) for each in elements):
-            raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")
-        return elements
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON object; {} for null.
-
-        :raises BadAnswer: it is something else
-        """
-        found = self._json()
-        return {} if found is None else self._checked(found, dict)
-
-    def as_str(self) -> str:
-        """:raises BadAnswer: it is no JSON string"""
-        return self._checked(self._json(), str)
-
-    def as_bool(self) -> bool:
-        """:raises BadAnswer: it is neither true nor false"""
-        return self._checked(self._json(), bool)
-
-    def as_done(self) -> bool:
-        """True, for a success of which Consul says no more: with an empty body, or some JSON.
-
-        :raises BadAnswer: it is something else, such as a proxy's page
-        """
-        if self.content.strip():
-            self._json()
-        return True
-
-    def field(self, name: str) -> str:
-        """The string of that name in the JSON object, such as the ID of what was created.
-
-        :raises BadAnswer: there is none
-        """
-        found = self.as_dict().get(name)
-        if not isinstance(found, str):
-            raise self.bad(f"a JSON object with {name}")
-        return found
-
-    def bad(self, wanted: str) -> BadAnswer:
-        """The exception for an answer that is not what was wanted."""
-        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
-
-    def _json(self) -> Any:
-        try:
-            return loads(self.content.decode())  # not left to json, which would look for other encodings
-        except (ValueError, RecursionError) as error:
-            raise self.bad("JSON") from error
-
-    def _checked(self, found: Any, kind: type[T]) -> T:
-        if not isinstance(found, kind):
-            raise self.bad(f"a JSON {_JSON_NAMES[kind]}")
-        return found
-
-
-_JSON_NAMES: dict[type, str] = {list: "list", dict: "object", str: "string", bool: "true or false"}
-
-
-class Stream:
-    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed.
-
-    :ivar what: what was asked, for messages; "" where nobody has said so
-    """
-
-    what = ""
-
-    def __init__(self, answer: urllib3.BaseHTTPResponse, base: str, release: Callable[[], None]) -> None:
-        self.status_code = answer.status
-        self.headers: Mapping[str, str] = answer.headers
-        self._answer = answer
-        self._base = base
-        self._release: Optional[Callable[[], None]] = release
-
-    def read(self, size: Optional[int] = None) -> bytes:
-        """Up to `size` bytes, fewer only at the end; everything where none is given.
-
-        :raises ConnectionBroken: the connection ended before the body did
-        """
-        with _translated(self._base, self.what):
-            return self._answer.read(size if size is None or size >= 0 else None)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The body in pieces as they arrive."""
-        with _translated(self._base, self.what):
-            yield from self._answer.stream(1 << 16)
-
-    def close(self) -> None:
-        release, self._release = self._release, None
-        if release is not None:
-            self._answer.close()  # what was not read would be taken for the next answer
-            release()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Request:
@@ -245,7 +99,7 @@ class Request:
         :raises ConnectionBroken: it was sent, and the connection ended before the answer did
         """
         base, path = _split(uri)
-        with _translated(base):
+        with translated(base):
             timeout = self._limit(timeout)
             self._take_room(timeout)
             try:
@@ -268,7 +122,7 @@ class Request:
         :param timeout: seconds for each piece
         """
         base, path = _split(uri)
-        with _translated(base):
+        with translated(base):
             timeout = self._limit(timeout)
             self._take_room(timeout)
             try:
@@ -306,7 +160,7 @@ class Request:
         try:
             return ask()
         except exceptions.ProtocolError as error:
-            if method != "GET" or not isinstance(error.args[-1], _WentAway):
+            if method != "GET" or not isinstance(error.args[-1], WentAway):
                 raise
             # The server closed an idle connection just as it was used: reads may be asked again (RFC 9110, 9.2.2).
             return ask()
@@ -353,7 +207,7 @@ class Request:
             request, settings["verify"], proxies=settings["proxies"], cert=settings["cert"]
         )
         adapter.cert_verify(pool, base, settings["verify"], settings["cert"])  # type: ignore[no-untyped-call]
-        if self._server_hostname:
+        if self._server_hostname and pool.scheme == "https":
             pool.conn_kw["server_hostname"] = self._server_hostname
             pool.assert_hostname = self._server_hostname
         self._make_patient(pool)
@@ -361,7 +215,7 @@ class Request:
         return pool, base if through_proxy else ""
 
     def _make_patient(self, pool: HTTPConnectionPool) -> None:
-        kind = _TLSConnection if pool.scheme == "https" else _Connection
+        kind = TLSConnection if pool.scheme == "https" else Connection
         pool.ConnectionCls = type(kind.__name__, (kind,), {"owner": self})
 
 
@@ -372,69 +226,8 @@ class UnixSocketRequest(Request):
         path = unquote(urlsplit(base).netloc)
         pool = HTTPConnectionPool("localhost", maxsize=MAX_CONNECTIONS)
         attributes = {"owner": self, "path": path}
-        pool.ConnectionCls = type("_UnixConnection", (_UnixConnection,), attributes)
+        pool.ConnectionCls = type("UnixConnection", (UnixConnection,), attributes)
         return pool, ""
-
-
-class _Connection(connection.HTTPConnection):
-    """A pooled connection whose waits can be ended; subclassed per adapter to know its owner."""
-
-    owner: Request
-    has_answered = False
-
-    def _new_conn(self) -> _sockets.PatientSocket:
-        self.has_answered = False
-        try:
-            return self._dial()
-        except OSError as error:
-            raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        try:
-            answer = super().getresponse()
-        except ConnectionResetError as error:  # RemoteDisconnected is one
-            if self.has_answered:
-                raise _WentAway(*error.args) from error
-            raise
-        self.has_answered = True
-        return answer
-
-    def _dial(self) -> _sockets.PatientSocket:
-        return _sockets.connect(self._dns_host, self.port, _limit(self.timeout), self.owner.on_wait)
-
-
-class _WentAway(ConnectionResetError):
-    """Not a byte of an answer came on a connection on which one had come before."""
-
-
-class _TLSConnection(_Connection, connection.HTTPSConnection):
-    def connect(self) -> None:
-        if self.ssl_context is None:
-            self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
-        # An instance attribute of the context, meant for this: docs.python.org, ssl.SSLContext.sslsocket_class.
-        attributes = {"on_wait": self.owner.on_wait}
-        patient = type("PatientTLSSocket", (_sockets.PatientTLSSocket,), attributes)
-        self.ssl_context.sslsocket_class = patient
-        try:
-            super().connect()
-        except (OSError, exceptions.SSLError, CertificateError) as error:
-            # Said as what it is, a connection that was not made: the same error later means that data was sent.
-            raise _NoTLS(self, f"no TLS connection: {error}") from error
-
-
-class _NoTLS(exceptions.NewConnectionError):
-    """The TCP connection was made, and TLS on it was not."""
-
-
-class _UnixConnection(_Connection):
-    path: str
-
-    def _dial(self) -> _sockets.PatientSocket:
-        return _sockets.connect_unix(self.path, _limit(self.timeout), self.owner.on_wait)
-
-
-def _limit(timeout: Any) -> Optional[float]:
-    return float(timeout) if isinstance(timeout, (int, float)) else None
 
 
 def _is_loopback(host: str) -> bool:
@@ -454,46 +247,3 @@ def _body(data: Any) -> Any:
     if isinstance(data, str):
         return data.encode()
     return data if data is None or isinstance(data, bytes) or hasattr(data, "read") else dumps(data).encode()
-
-
-@contextmanager
-def _translated(base: str, what: str = "") -> Iterator[None]:
-    """The errors of the libraries beneath become this client's, with the original as cause."""
-    try:
-        yield
-    except (exceptions.HTTPError, requests.RequestException, OSError) as error:
-        kind, words = _translate(error, base)
-        raise kind(f"{what}: {words}" if what else words) from error
-    except MemoryError as error:
-        raise BadAnswer(f"{base} says that its answer is longer than there is memory for") from error
-
-
-def _translate(error: Exception, base: str) -> tuple[type[RequestError], str]:
-    if isinstance(error, exceptions.ProtocolError) and isinstance(error.args[-1], TimeoutError):
-        error = error.args[-1]  # while the request was sent
-    reason = getattr(error, "reason", None) or error
-    if isinstance(error, exceptions.NewConnectionError) and error.__cause__ is not None:
-        reason = _words(error.__cause__)
-    if isinstance(error, _NoTLS) or _refuses_certificate(error):
-        return ConnectFailed, f"cannot connect to {base}: no TLS connection: {reason}"
-    if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError)):
-        return ConnectFailed, f"cannot connect to {base}: {reason}"
-    if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-        return AnswerTimeout, f"no answer from {base} in time"
-    return ConnectionBroken, f"the connection to {base} broke before the answer was whole: {reason}"
-
-
-def _words(error: BaseException) -> str:
-    plain = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
-    return getattr(error, "strerror", None) or str(error) if plain else str(error)
-
-
-def _refuses_certificate(error: Exception) -> bool:
-    """Whether the server's alert ended the handshake, though it came as if it were an answer.
-
-    In TLS 1.3 a client has finished its handshake before the server has seen the client's certificate (RFC 8446,
-    section 2 and 4.4.2.4), so the request is under way already; the server reads none of it.
-    """
-    alert = error.args[0] if isinstance(error, exceptions.SSLError) and error.args else None
-    said = getattr(alert, "reason", None) or ""
-    return "_ALERT_" in said and any(word in said for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED"))

@@ -42,7 +42,7 @@ class Consul:
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ValueError("the token has characters that no HTTP header can carry")
         self._base = _base_uri(scheme, host, port)
-        if not isinstance(adapter, adapters.Request):
+        if adapter is None or callable(adapter):
             default = adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request
             adapter = (adapter or default)(timeout=timeout, verify=verify, cert=cert)
         self._adapter = adapter

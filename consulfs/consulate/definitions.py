@@ -247,10 +247,14 @@ def service(
     :param check: a line for /bin/sh, run every `interval`; or a definition, as `check` of this module returns it
     :param ttl: the check is one that is told its state, at least every so often
     :param httpcheck: the check is a URL, asked every `interval`
-    :raises ValueError: as `check` of this module; a service may go without any check
+    :raises ValueError: as `check` of this module (a service may go without any); a port or tags of another type
     :raises TypeError: an option that there is not
     """
     given = _fields(SERVICE_FIELDS, options)
+    if isinstance(tags, str):
+        raise ValueError("tags are a list, even of one")
+    if port is not None and (isinstance(port, bool) or not isinstance(port, int)):
+        raise ValueError(f"a port is a whole number, not {port!r}")
     if "Checks" in given:
         given["Checks"] = [dict(each) for each in given["Checks"]]
     named = {
@@ -258,7 +262,7 @@ def service(
         "ID": service_id,
         "Address": address,
         "Port": port,
-        "Tags": None if tags is None else _strings(tags),
+        "Tags": None if tags is None else list(tags),
         "Check": _check_of_service(check, interval, ttl, httpcheck),
     }
     return {**{field: value for field, value in named.items() if value is not None}, **given}

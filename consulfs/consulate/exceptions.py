@@ -90,8 +90,11 @@ class Gone(ClientError):
     """The server's version has this no longer (410), as legacy ACLs from 1.11 on."""
 
 
-class TooLarge(ClientError):
-    """The body, the value or the number of operations is over the server's limit (413)."""
+class TooLarge(ClientError, KeyError):
+    """The body, the value or the number of operations is over the server's limit (413); a KeyError too, since the
+    reference has that for a value that is not set."""
+
+    __str__ = Exception.__str__
 
 
 class RateLimited(ClientError):

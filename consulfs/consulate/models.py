@@ -56,8 +56,13 @@ DEFAULT_WAIT = 300.0
 
 
 def duration(value: Union[str, int, float]) -> str:
-    """A duration as Consul writes it: 10 and "10" mean "10s", "1m" stays as it is."""
+    """A duration as Consul writes it: 10 and "10" mean "10s", "1m" stays as it is.
+
+    :raises ValueError: it is negative
+    """
     text = str(value)
+    if text.startswith("-"):
+        raise ValueError(f"a duration cannot be negative: {value!r}")
     return f"{text}s" if text.replace(".", "", 1).isdigit() else text
 
 

@@ -123,7 +123,9 @@ class Endpoint:
         what = _without(secret, f"{method} /v1/{path}")
         # By the adapter's method of that name, so that an adapter of one's own may override it.
         ask = getattr(self._adapter, method.lower())
-        arguments: dict[str, Any] = {"timeout": timeout}
+        arguments: dict[str, Any] = {}
+        if timeout is not None:
+            arguments["timeout"] = timeout
         if body is not None:
             arguments["data"] = body
         if self._token:

@@ -1,6 +1,7 @@
 """The key/value store as a dict for people, and its locks.
 
-It follows the consulate library, which strips a leading slash here; `records` has the exact face beneath.
+It follows the consulate library, which strips a leading slash: a name that begins with one means the key of just that
+name where there is one (the exact face beneath, `records`, can store it), else the key without the slash.
 
 Source: https://www.consul.io/api-docs/kv
 """
@@ -33,11 +34,11 @@ class KV(Records):
     """The key/value store. Writes use compare-and-set, as the consulate library's do."""
 
     def __contains__(self, item: str) -> bool:
-        return self.read(item.lstrip("/")) is not None
+        return self._find(item) is not None
 
     def __getitem__(self, item: str) -> Union[str, bytes]:
         """:raises KeyMissing: there is no such key (it is a KeyError and an AttributeError)"""
-        record = self.read(item.lstrip("/"))
+        record = self._find(item)
         if record is None:
             raise KeyMissing(f"Key not found ({item})")
         return decode(record.value)
@@ -70,7 +71,7 @@ class KV(Records):
 
     def get(self, item: str, default: Any = None, raw: bool = False, **query: Unpack[Query]) -> Union[str, bytes, Any]:
         """A key's value: str where it is UTF-8, else bytes; `default` where there is no such key."""
-        record = self.read(item.lstrip("/"), **query)
+        record = self._find(item, **query)
         return default if record is None else decode(record.value)
 
     def find(
@@ -87,14 +88,8 @@ class KV(Records):
         return [(each.key, each.flags, decode(each.value)) for each in self.tree(key or "", **query)]
 
     def get_record(self, item: str, **query: Unpack[Query]) -> Optional[dict[str, Any]]:
-        """Consul's record as a dict with the value decoded, or None where there is no such key.
-
-        A key that begins with a slash is found as it is, since `set_record` stores it so; where there is none, the
-        one without the slash.
-        """
-        record = self.read(item, **query)
-        if record is None and item.startswith("/"):
-            record = self.read(item.lstrip("/"), **query)
+        """Consul's record as a dict with the value decoded, or None where there is no such key."""
+        record = self._find(item, **query)
         if record is None:
             return None
         entry: dict[str, Any] = {
@@ -111,21 +106,19 @@ class KV(Records):
 
     def set(self, item: str, value: Any) -> None:
         """Set a key's value and keep its flags. What is not a string or bytes is stored as JSON."""
-        item = item.lstrip("/")
-        if value is not None:
-            item = item.rstrip("/")
-        self._store_safely(item, _encode(value), None, replace=True)
+        key = self._key(item)
+        self._store_safely(key if value is None else key.rstrip("/"), _encode(value), None, replace=True)
 
     def set_record(self, item: str, flags: int = 0, value: Any = None, replace: bool = True) -> bool:
-        """Set a key's value and flags; with `replace=False` only where there is no such key.
+        """Set a key's value and flags; with `replace=False` only where there is no such key. The key is taken as it is.
 
         :return: False where the key stood and was not to be replaced
         """
         return self._store_safely(item, _encode(value), flags, replace)
 
     def delete(self, item: str, recurse: bool = False) -> bool:
-        """Delete a key, or every key that begins with `item`. A missing key is no error."""
-        self.remove(item.lstrip("/"), recurse)
+        """Delete a key, or every key that begins with `item` (without its leading slash). A missing key is no error."""
+        self.remove(item.lstrip("/") if recurse else self._key(item), recurse)
         return True
 
     def acquire_lock(
@@ -144,7 +137,7 @@ class KV(Records):
         :raises TooLarge: the value does not fit into a transaction (about 390 KB)
         :raises ConcurrentChange: the key changed again and again
         """
-        key = item.lstrip("/")
+        key = self._key(item)
 
         def attempt() -> bool:
             old = self.read(key)
@@ -170,7 +163,7 @@ class KV(Records):
         :return: False where this session does not hold it
         :raises ConcurrentChange: the key changed again and again
         """
-        key = item.lstrip("/")
+        key = self._key(item)
 
         def attempt() -> bool:
             old = self.read(key)
@@ -180,6 +173,17 @@ class KV(Records):
             return True
 
         return _settled(key, attempt)
+
+    def _find(self, item: str, **query: Unpack[Query]) -> Optional[Record]:
+        """The record that a name means."""
+        stripped = item.lstrip("/")
+        found = self.read(item, **query) if item != stripped else None
+        return found or self.read(stripped, **query)
+
+    def _key(self, item: str) -> str:
+        """The key that a name means."""
+        stripped = item.lstrip("/")
+        return item if item != stripped and self.read(item) is not None else stripped
 
     def _exchange(self, verb: str, old: Optional[Record], new: Record, session: str) -> None:
         """Lock or unlock a key that is still as it was read."""

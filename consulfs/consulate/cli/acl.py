@@ -18,12 +18,12 @@ def add_commands(commands: Any) -> None:
     )
 
     backup = group.add_parser("backup", help="write all tokens to stdout or a file")
-    backup.add_argument("-f", "--file", help="write this file instead of stdout; only its owner may read it")
+    backup.add_argument("-f", "--file", nargs="?", help="write this file instead of stdout; only its owner may read it")
     backup.add_argument("-p", "--pretty", action="store_true", help="write it for people to read")
     backup.set_defaults(run=_backup)
 
     restore = group.add_parser("restore", help="read tokens from stdin or a file and write them")
-    restore.add_argument("-f", "--file", help="read this file instead of stdin")
+    restore.add_argument("-f", "--file", nargs="?", help="read this file instead of stdin")
     restore.add_argument("-n", "--no-replace", action="store_true", help="leave tokens alone that exist")
     restore.set_defaults(run=_restore)
 

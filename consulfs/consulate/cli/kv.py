@@ -21,14 +21,14 @@ def add_commands(commands: Any) -> None:
     backup = group.add_parser("backup", help="write a backup to stdout or a file")
     backup.add_argument("key", nargs="?", default="", type=terminal.key, help="only this key and what is below it")
     backup.add_argument("-b", "--base64", action="store_true", help="write the values as base64")
-    backup.add_argument("-f", "--file", help="write this file instead of stdout, all of it or nothing")
+    backup.add_argument("-f", "--file", nargs="?", help="write this file instead of stdout, all of it or nothing")
     backup.add_argument("-p", "--pretty", action="store_true", help="write it for people to read")
     backup.set_defaults(run=_backup)
 
     restore = group.add_parser("restore", help="read a backup from stdin or a file and write its keys")
     restore.add_argument("key", nargs="?", default="", type=terminal.key, help="write them below this key")
     restore.add_argument("-b", "--base64", action="store_true", help="the values are base64")
-    restore.add_argument("-f", "--file", help="read this file instead of stdin")
+    restore.add_argument("-f", "--file", nargs="?", help="read this file instead of stdin")
     restore.add_argument("-n", "--no-replace", action="store_true", help="leave keys alone that exist")
     restore.add_argument(
         "-p", "--prune", action="store_true", help="then delete the keys that the backup does not have"

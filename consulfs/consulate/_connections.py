@@ -1,0 +1,76 @@
+"""The pooled connections: urllib3's, on sockets whose waits can be ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional
+
+import urllib3
+from urllib3 import connection, exceptions
+from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
+from urllib3.util.ssl_match_hostname import CertificateError
+
+from consulfs.consulate import _sockets
+
+if TYPE_CHECKING:
+    from consulfs.consulate.adapters import Request
+
+
+class Connection(connection.HTTPConnection):
+    """A pooled connection whose waits can be ended; subclassed per adapter to know its owner."""
+
+    owner: Request
+    has_answered = False
+
+    def _new_conn(self) -> _sockets.PatientSocket:
+        self.has_answered = False
+        try:
+            return self._dial()
+        except OSError as error:
+            raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        try:
+            answer = super().getresponse()
+        except ConnectionResetError as error:  # RemoteDisconnected is one
+            if self.has_answered:
+                raise WentAway(*error.args) from error
+            raise
+        self.has_answered = True
+        return answer
+
+    def _dial(self) -> _sockets.PatientSocket:
+        return _sockets.connect(self._dns_host, self.port, _limit(self.timeout), self.owner.on_wait)
+
+
+class WentAway(ConnectionResetError):
+    """Not a byte of an answer came on a connection on which one had come before."""
+
+
+class TLSConnection(Connection, connection.HTTPSConnection):
+    def connect(self) -> None:
+        if self.ssl_context is None:
+            self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
+        # An instance attribute of the context, meant for this: docs.python.org, ssl.SSLContext.sslsocket_class.
+        attributes = {"on_wait": self.owner.on_wait}
+        patient = type("PatientTLSSocket", (_sockets.PatientTLSSocket,), attributes)
+        self.ssl_context.sslsocket_class = patient
+        try:
+            super().connect()
+        except (OSError, exceptions.SSLError, CertificateError) as error:
+            # Said as what it is, a connection that was not made: the same error later means that data was sent.
+            raise NoTLS(self, f"no TLS connection: {error}") from error
+
+
+class NoTLS(exceptions.NewConnectionError):
+    """The TCP connection was made, and TLS on it was not."""
+
+
+class UnixConnection(Connection):
+    path: str
+
+    def _dial(self) -> _sockets.PatientSocket:
+        return _sockets.connect_unix(self.path, _limit(self.timeout), self.owner.on_wait)
+
+
+def _limit(timeout: Any) -> Optional[float]:
+    return float(timeout) if isinstance(timeout, (int, float)) else None

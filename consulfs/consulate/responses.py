@@ -1,0 +1,159 @@
+"""What comes back: `Response`, an answer as a whole, and `Stream`, one that is read piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from json import loads
+from typing import Any, Callable, Optional, TypeVar
+
+import urllib3
+
+from consulfs.consulate._failures import translated
+from consulfs.consulate.exceptions import BadAnswer
+from consulfs.consulate.models import Meta
+
+T = TypeVar("T")
+
+
+class Response:
+    """One answer.
+
+    :ivar status_code: the HTTP status
+    :ivar content: the body's bytes
+    :ivar headers: the HTTP headers, names in any case
+    :ivar what: what was asked, such as "GET /v1/kv/a", for messages
+    """
+
+    __slots__ = ("content", "headers", "status_code", "what")
+
+    def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str], what: str = "the request") -> None:
+        self.status_code = status_code
+        self.content = content
+        self.headers = headers
+        self.what = what
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status_code < 300
+
+    @property
+    def body(self) -> Any:
+        """The decoded JSON, or the text where it is none."""
+        try:
+            return loads(self.content.decode())  # not left to json, which would look for other encodings
+        except (ValueError, RecursionError):
+            return self.text
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    @property
+    def meta(self) -> Meta:
+        return Meta.of(self.headers)
+
+    def as_list(self, of: type = object) -> list[Any]:
+        """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
+
+        :param of: what each element must be: str or dict
+        :raises BadAnswer: it is something else
+        """
+        found = None if self.status_code == 404 else self._json()
+        elements: list[Any] = [] if found is None else self._checked(found, list)
+        if of is not object and not all(isinstance(each, of) for each in elements):
+            raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")
+        return elements
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object; {} for null.
+
+        :raises BadAnswer: it is something else
+        """
+        found = self._json()
+        return {} if found is None else self._checked(found, dict)
+
+    def as_str(self) -> str:
+        """:raises BadAnswer: it is no JSON string"""
+        return self._checked(self._json(), str)
+
+    def as_bool(self) -> bool:
+        """:raises BadAnswer: it is neither true nor false"""
+        return self._checked(self._json(), bool)
+
+    def as_done(self) -> bool:
+        """True, for a success of which Consul says no more: with an empty body, or some JSON.
+
+        :raises BadAnswer: it is something else, such as a proxy's page
+        """
+        if self.content.strip():
+            self._json()
+        return True
+
+    def field(self, name: str) -> str:
+        """The string of that name in the JSON object, such as the ID of what was created.
+
+        :raises BadAnswer: there is none
+        """
+        found = self.as_dict().get(name)
+        if not isinstance(found, str):
+            raise self.bad(f"a JSON object with {name}")
+        return found
+
+    def bad(self, wanted: str) -> BadAnswer:
+        """The exception for an answer that is not what was wanted."""
+        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
+
+    def _json(self) -> Any:
+        try:
+            return loads(self.content.decode())  # not left to json, which would look for other encodings
+        except (ValueError, RecursionError) as error:
+            raise self.bad("JSON") from error
+
+    def _checked(self, found: Any, kind: type[T]) -> T:
+        if not isinstance(found, kind):
+            raise self.bad(f"a JSON {_JSON_NAMES[kind]}")
+        return found
+
+
+_JSON_NAMES: dict[type, str] = {list: "list", dict: "object", str: "string", bool: "true or false"}
+
+
+class Stream:
+    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed.
+
+    :ivar what: what was asked, for messages; "" where nobody has said so
+    """
+
+    what = ""
+
+    def __init__(self, answer: urllib3.BaseHTTPResponse, base: str, release: Callable[[], None]) -> None:
+        self.status_code = answer.status
+        self.headers: Mapping[str, str] = answer.headers
+        self._answer = answer
+        self._base = base
+        self._release: Optional[Callable[[], None]] = release
+
+    def read(self, size: Optional[int] = None) -> bytes:
+        """Up to `size` bytes, fewer only at the end; everything where none is given.
+
+        :raises ConnectionBroken: the connection ended before the body did
+        """
+        with translated(self._base, self.what):
+            return self._answer.read(size if size is None or size >= 0 else None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body in pieces as they arrive."""
+        with translated(self._base, self.what):
+            yield from self._answer.stream(1 << 16)
+
+    def close(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            self._answer.close()  # what was not read would be taken for the next answer
+            release()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
