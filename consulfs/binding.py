@@ -25,7 +25,7 @@ from consulfs.processes import is_to_end
 if ctypes.util.find_library("fuse3"):
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy takes libfuse 2 where both are installed
 
-import mfusepy  # type: ignore[import-untyped]
+import mfusepy  # type: ignore[import-untyped]  # it brings no annotations
 
 if TYPE_CHECKING:
     from consulfs.filesystem import Filesystem
@@ -119,7 +119,7 @@ def _handle(info: Any) -> Optional[int]:
     return int(info.contents.fh) if info else None
 
 
-class _Session(mfusepy.FUSE):  # type: ignore[misc]
+class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotations
     """libfuse's callbacks. Each takes C values, calls one method, and gives C values back."""
 
     def __init__(

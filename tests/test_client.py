@@ -1,6 +1,7 @@
 """The client against a real Consul, checked with curl; faults come from a proxy."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -167,3 +168,38 @@ def test_the_consulate_command(agent, curl):
     assert run("kv", "get", "a").returncode == 1
     assert run("--version").stdout.startswith("consulate ")
     assert json.loads(curl("GET", "status/leader")[1])
+
+
+def test_a_forked_process_has_connections_of_its_own(consul, curl):
+    """Else each of the two would get answers to the other's requests."""
+    for name in ("parent", "child"):
+        curl.put(name, name.encode())
+    consul.kv["parent"]  # there is an open connection now
+    child = os.fork()
+    me = "parent" if child else "child"
+    try:
+        right = all(consul.kv[me] == me for _ in range(300))
+    except BaseException:
+        right = False
+    if not child:
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert right
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "5", True, float("nan")])
+def test_what_is_no_timeout(timeout):
+    with pytest.raises(ValueError, match="timeout"):
+        consulate.Consul(timeout=timeout)
+    with pytest.raises(ValueError, match="timeout"):
+        consulate.Consul("127.0.0.1", 1).kv.get("a", timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, 1e20, float("inf"), 5, 0.5])
+def test_a_timeout(agent, timeout):
+    with consulate.Consul("127.0.0.1", agent.port, timeout=timeout) as consul:
+        assert consul.status.leader(timeout=timeout)
+
+
+def test_port_zero_is_not_the_port_of_the_web():
+    assert ":0/" in repr(consulate.Consul("127.0.0.1", 0))

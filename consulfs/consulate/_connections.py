@@ -28,7 +28,7 @@ class Connection(connection.HTTPConnection):
         except OSError as error:
             raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
 
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3 narrows it so too
         try:
             answer = super().getresponse()
         except ConnectionResetError as error:  # RemoteDisconnected is one

@@ -31,7 +31,7 @@ def translated(base: str, what: str = "") -> Iterator[None]:
 def _translate(error: Exception, base: str) -> tuple[type[RequestError], str]:
     if isinstance(error, exceptions.ProtocolError) and isinstance(error.args[-1], _TIMEOUTS):
         error = error.args[-1]  # while the request was sent
-    reason = getattr(error, "reason", None) or error
+    reason = getattr(error, "reason", None) or _innermost(error)
     if isinstance(error, exceptions.NewConnectionError) and error.__cause__ is not None:
         reason = _words(error.__cause__)
     if isinstance(error, NoTLS) or _refuses_certificate(error):
@@ -41,6 +41,12 @@ def _translate(error: Exception, base: str) -> tuple[type[RequestError], str]:
     if isinstance(error, (exceptions.TimeoutError, *_TIMEOUTS)):
         return AnswerTimeout, f"no answer from {base} in time"
     return ConnectionBroken, f"the connection to {base} broke before the answer was whole: {reason}"
+
+
+def _innermost(error: Exception) -> BaseException:
+    """urllib3 puts what happened behind a sentence of its own into a ProtocolError, and shows it as a tuple."""
+    last = error.args[-1] if isinstance(error, exceptions.ProtocolError) and error.args else error
+    return last if isinstance(last, BaseException) else error
 
 
 def _words(error: BaseException) -> str:

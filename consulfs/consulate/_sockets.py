@@ -31,7 +31,7 @@ class _Patience:
 
     def _wait(self, event: int, timeout: Optional[float]) -> None:
         poll = select.poll()
-        poll.register(self.fileno(), event)  # type: ignore[attr-defined]
+        poll.register(self.fileno(), event)  # type: ignore[attr-defined]  # of the socket class
         deadline = None if timeout is None else time.monotonic() + timeout
         while not poll.poll(SLICE * 1000):
             if self.on_wait is not None:

@@ -8,8 +8,9 @@ connections beneath requests.
 from __future__ import annotations
 
 import ipaddress
-import math
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from json import dumps
 from typing import IO, Any, Callable, Optional, Union
@@ -35,6 +36,9 @@ MAX_CONNECTIONS = 100
 DEFAULT_TIMEOUT = 60.0
 """Seconds; longer than Consul itself takes to give up on a request without a leader (7 s)."""
 
+LONGEST = 1e9
+"""Seconds; what is longer (30 years) is for ever, since the system's clocks do not count much further."""
+
 Verify = Union[bool, str]
 Cert = Union[str, tuple[str, str], None]
 Body = Union[str, bytes, IO[bytes], None]
@@ -43,12 +47,14 @@ Body = Union[str, bytes, IO[bytes], None]
 class Request:
     """The default adapter: HTTP over TCP, with pooled connections that stay open between calls.
 
-    :param timeout: seconds to wait for a connection and then for an answer; None or math.inf waits for ever
+    :param timeout: seconds to wait for a connection, and then for each part of an answer; None or math.inf waits for
+        ever
     :param verify: True for the usual certificates, False for no check, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
     :param server_hostname: the name that the server's certificate must bear, where it is not the host's
     :param headers: sent with every request, such as an Authorization
     :param on_wait: called every few hundredths of a second while a call waits; what it raises ends the call
+    :raises ValueError: a timeout that is no number above 0
     """
 
     def __init__(
@@ -66,6 +72,12 @@ class Request:
         self._cert = cert
         self._server_hostname = server_hostname
         self._headers = dict(headers or ())
+        self._limit(timeout)
+        self._begin()
+        _ADAPTERS.add(self)
+
+    def _begin(self) -> None:
+        """Without any connection; once more in a process that was forked off."""
         self._session = requests.Session()
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock = threading.Lock()  # owns _routes
@@ -167,7 +179,11 @@ class Request:
 
     def _limit(self, timeout: Optional[float]) -> Optional[float]:
         timeout = self.timeout if timeout is None else timeout
-        return None if timeout == math.inf else timeout
+        if timeout is None:
+            return None
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise ValueError(f"a timeout is a number of seconds above 0, not {timeout!r}")
+        return None if timeout > LONGEST else timeout
 
     def close(self) -> None:
         """Close every pooled connection; the adapter may be used again afterwards."""
@@ -206,7 +222,7 @@ class Request:
         pool: Any = adapter.get_connection_with_tls_context(
             request, settings["verify"], proxies=settings["proxies"], cert=settings["cert"]
         )
-        adapter.cert_verify(pool, base, settings["verify"], settings["cert"])  # type: ignore[no-untyped-call]
+        adapter.cert_verify(pool, base, settings["verify"], settings["cert"])  # type: ignore[no-untyped-call]  # by its stubs
         if self._server_hostname and pool.scheme == "https":
             pool.conn_kw["server_hostname"] = self._server_hostname
             pool.assert_hostname = self._server_hostname
@@ -228,6 +244,18 @@ class UnixSocketRequest(Request):
         attributes = {"owner": self, "path": path}
         pool.ConnectionCls = type("UnixConnection", (UnixConnection,), attributes)
         return pool, ""
+
+
+_ADAPTERS: weakref.WeakSet[Request] = weakref.WeakSet()
+
+
+def _leave_the_parents() -> None:
+    """A connection that two processes share would give each the other's answers."""
+    for adapter in list(_ADAPTERS):
+        adapter._begin()
+
+
+os.register_at_fork(after_in_child=_leave_the_parents)
 
 
 def _is_loopback(host: str) -> bool:

@@ -19,7 +19,8 @@ class Consul:
     :param datacenter: asked instead of the agent's own
     :param token: an ACL token, sent as a header and shown nowhere
     :param scheme: "http", "https" or "http+unix"
-    :param adapter: a class of `consulate.adapters`, or an adapter that is ready
+    :param adapter: a class of `consulate.adapters`, or an adapter that is ready, with a timeout, certificates and a
+        check of its own
     :param verify: True, False, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
     :param timeout: seconds to wait for a connection and then for an answer (a blocking query's own time comes on
@@ -87,4 +88,4 @@ def _base_uri(scheme: str, host: str, port: Optional[int]) -> str:
         return f"{scheme}://{quote(host, safe='')}/v1"
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
-    return f"{scheme}://{host}:{port}/v1" if port else f"{scheme}://{host}/v1"
+    return f"{scheme}://{host}/v1" if port is None else f"{scheme}://{host}:{port}/v1"

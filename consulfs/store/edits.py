@@ -83,7 +83,7 @@ def record(edits: list[Edit], owner: int, change: Change, sealed: int = 0) -> No
     """
     last = edits[-1] if len(edits) > sealed else None
     if last is not None and last.owner == owner and _continues(last.change, change):
-        last.change.data.extend(change.data)  # type: ignore[union-attr]
+        last.change.data.extend(change.data)  # type: ignore[union-attr]  # a Write, by the line above
         return
     edits.append(Edit(owner, change))
     free = len(edits) - sealed
