@@ -14,6 +14,7 @@ from support.curl import Curl
 
 from consulfs import consulate
 
+# As the documents have them but for two misprints (`values` is called, `self.session` is `session`) and print().
 EXAMPLES = """
 import consulate
 
