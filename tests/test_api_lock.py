@@ -20,6 +20,11 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+def through(proxy, **more):
+    host, port = proxy.address.split(":")
+    return consulate.Consul(host, int(port), **more)
+
+
 def test_a_lock_is_held_for_the_block_and_gone_after_it(consul, curl):
     with consul.lock.acquire("my-key") as hold:
         assert consul.lock.key == hold.key == "consulate/locks/my-key"
@@ -80,6 +85,97 @@ def test_a_key_with_a_value_stays(consul, curl):
     assert "Session" not in curl.record("config")
 
 
+def test_a_value_shown_meanwhile_gives_way_to_the_one_that_was_there(consul, curl):
+    consul.lock.prefix("")
+    for key in ("config", "odd//key"):
+        curl.put(key, b"precious \xff", 7)
+        with consul.lock.acquire(key, "mine"):
+            assert (curl.get(key), curl.flags(key)) == (b"mine", 7)
+        assert (curl.get(key), curl.flags(key)) == (b"precious \xff", 7)
+        assert "Session" not in curl.record(key)
+    curl.put("flags only", b"", 7)
+    with consul.lock.acquire("flags only", "mine"):
+        pass
+    assert (curl.get("flags only"), curl.flags("flags only")) == (b"", 7)
+    curl.put("empty")
+    with consul.lock.acquire("empty", "mine"):
+        pass
+    assert curl.get("empty") is None
+
+
+def test_a_value_that_could_not_be_put_back_is_not_replaced(consul, curl):
+    consul.lock.prefix("")
+    consul.kv.store("big", b"x" * 400_000, 1, 0)
+    with pytest.raises(consulate.TooLarge, match="risk"), consul.lock.acquire("big", "small"):
+        pytest.fail("locked")
+    assert curl.get("big") == b"x" * 400_000
+    assert sessions_of(curl) == []
+
+
+def test_a_write_just_before_the_lock_is_not_lost(curl, proxy):
+    """It comes after the key was read, and before the transaction that locks it."""
+
+    def write(seen):
+        if seen.path.startswith(("/v1/kv/", "/v1/txn")):
+            asked.append(seen.path)
+            if len(asked) == 2:
+                curl.put("config", b"another's", 3)
+
+    with through(proxy) as own:
+        own.lock.prefix("")
+        for value in (None, "mine"):
+            asked = []
+            proxy.fault = write
+            with own.lock.acquire("config", value):
+                assert len(asked) == 4
+            assert (curl.get("config"), curl.flags("config")) == (b"another's", 3)
+            assert "Session" not in curl.record("config")
+            curl.delete("config")
+
+
+@pytest.mark.parametrize("before", [None, b"before"])
+@pytest.mark.parametrize("value", [None, "mine"])
+def test_what_others_write_during_the_block_stays(consul, curl, before, value):
+    consul.lock.prefix("")
+    if before:
+        curl.put("config", before, 7)
+    with consul.lock.acquire("config", value) as hold:
+        curl.put("config", b"another's", 3)
+        assert curl.record("config")["Session"] == hold.session
+    assert (curl.get("config"), curl.flags("config")) == (b"another's", 3)
+    assert "Session" not in curl.record("config")
+    with consul.lock.acquire("config", "mine") as hold:
+        curl.put("config", b"mine", 3)  # just the same, but it was written
+    assert curl.get("config") == b"mine"
+    assert sessions_of(curl) == []
+
+
+def test_a_write_just_before_the_end_stays(curl, proxy):
+    left = []
+
+    def write(seen):
+        if left and seen.path.startswith("/v1/txn"):
+            curl.put("consulate/locks/k", left.pop())
+
+    proxy.fault = write
+    with through(proxy) as own:
+        for times in (1, 2):  # the second time while the key, written to, is unlocked
+            with own.lock.acquire("k", "mine"):
+                left += [b"another's"] * times
+            assert left == []
+            assert curl.get("consulate/locks/k") == b"another's"
+            assert "Session" not in curl.record("consulate/locks/k")
+            curl.delete("consulate/locks/k")
+
+
+def test_a_key_that_was_deleted_or_unlocked_by_others_was_lost(consul, curl):
+    for operation in ({"Verb": "delete"}, {"Verb": "unlock"}):
+        with pytest.raises(consulate.LockFailure, match="lost"), consul.lock.acquire("k") as hold:
+            assert curl.txn({**operation, "Key": hold.key, "Session": hold.session}) is not None
+        curl.delete_all()
+        assert sessions_of(curl) == []
+
+
 def test_a_lost_lock_is_said(consul, curl):
     def lose():
         with consul.lock.acquire("lost") as hold:
@@ -97,8 +193,7 @@ def test_a_lost_lock_does_not_delete_what_another_stored(consul, curl):
 
 
 def test_the_session_is_renewed_while_the_lock_is_held(proxy, curl):
-    host, port = proxy.address.split(":")
-    with consulate.Consul(host, int(port)) as own:
+    with through(proxy) as own:
         own.lock.ttl = 10
         with own.lock.acquire("renewed") as hold:
             wait_for(lambda: sum("/session/renew/" in seen.path for seen in proxy.requests) == 2)
@@ -116,8 +211,7 @@ def test_a_hold_knows_that_it_is_lost(consul, curl):
 
 def test_a_hold_is_lost_when_consul_cannot_be_asked_for_its_time(curl, proxy):
     """Nobody said so, but the servers may have given the lock to others by now."""
-    host, port = proxy.address.split(":")
-    with consulate.Consul(host, int(port)) as own:
+    with through(proxy) as own:
         own.lock.ttl = 10
         with own.lock.acquire("lost-3") as hold:
             proxy.fault = lambda seen: "drop" if "/renew/" in seen.path else None

@@ -15,10 +15,15 @@ from typing import Any, Optional
 
 from consulfs.consulate.adapters import Request
 from consulfs.consulate.api.base import Endpoint
-from consulfs.consulate.api.kv import KV
+from consulfs.consulate.api.kv import KV, Taken, fitting
 from consulfs.consulate.api.session import Session
-from consulfs.consulate.api.txn import operation
-from consulfs.consulate.exceptions import ConsulateException, LockFailure, TransactionFailed, UnknownSession
+from consulfs.consulate.exceptions import (
+    ClientError,
+    ConsulateException,
+    LockFailure,
+    TransactionFailed,
+    UnknownSession,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +50,7 @@ class Hold:
         self.ttl = ttl
         self._lock = threading.Lock()  # owns _expires
         self._expires = asked + ttl
+        self._taken: Optional[Taken] = None
 
     @property
     def lost(self) -> bool:
@@ -55,6 +61,11 @@ class Hold:
     def _renewed(self, asked: float) -> None:
         with self._lock:
             self._expires = asked + self.ttl
+
+    def _note(self, taken: Taken) -> None:
+        if taken.after.modify_index is None:  # not yet sent: what cannot be put back is not locked
+            fitting(self.key, taken.undoing(0))
+        self._taken = taken
 
     def _lose(self) -> None:
         with self._lock:
@@ -103,19 +114,26 @@ class Lock(Endpoint):
     def acquire(self, key: Optional[str] = None, value: Any = None) -> Iterator[Hold]:
         """Hold the lock while the block runs. It is tried once and given back whatever happens.
 
-        The key is deleted at the end, unless it had a value or flags before and no value was given: then it is
-        unlocked and stays as it is.
+        What becomes of the key, by what it was when it was locked:
+
+        ======================================  ===================================================
+        there was none, or an empty one         deleted at the end
+        it had a value or flags                 unlocked at the end, with that value and those flags
+        somebody wrote to it during the block   unlocked, and stays as it was written then
+        the lock was lost                       left alone: it is others' now
+        ======================================  ===================================================
 
         :param key: the key below the prefix; a new one is made up where none is given
         :param value: stored in the key meanwhile, for others to see; what is not a string is stored as JSON
         :raises LockFailure: somebody else holds it; or, at the end, it was lost while the block ran
+        :raises TooLarge: the value, or the one to be put back, does not fit into a transaction (about 390 KB)
         """
         name = (self._prefix + (key or str(uuid.uuid4()))).lstrip("/")
         asked, ttl = time.monotonic(), self.ttl
         session = self._session.create(name=f"lock {name}", ttl=f"{ttl}s")
         hold, done = Hold(name, session, ttl, asked), threading.Event()
         try:
-            keep = self._take(hold, value)
+            self._take(hold, value)
             renewer = threading.Thread(target=self._renew, args=(hold, done), name="consulate-lock", daemon=True)
             renewer.start()
             self._holds().append(hold)
@@ -125,7 +143,7 @@ class Lock(Endpoint):
                 self._holds().remove(hold)
                 done.set()
                 renewer.join(ttl / RENEWALS)  # it may wait for an answer that never comes
-                held = self._give_back(hold, keep)
+                held = self._give_back(hold)
         finally:
             self._end(session)
         if not held:
@@ -137,14 +155,19 @@ class Lock(Endpoint):
         stack: list[Hold] = self._held.stack
         return stack
 
-    def _take(self, hold: Hold, value: Any) -> bool:
-        """Lock the key once; whether it is to be kept at the end."""
-        before = self._kv.read(hold.key)
-        if not self._kv.acquire_lock(hold.key, hold.session, value):
+    def _take(self, hold: Hold, value: Any) -> None:
+        """Lock the key once."""
+        try:
+            taken = self._kv._take(hold.key, hold.session, value, note=hold._note)
+        except ClientError:  # refused: nothing was done
+            raise
+        except BaseException:  # perhaps it was done; a key that its session leaves would have its lock-delay
+            self._give_back(hold)
+            raise
+        if not taken:
             now = self._kv.read(hold.key)
             holder = f"held by session {now.session}" if now and now.session else "free, but its lock-delay runs"
             raise LockFailure(f"{hold.key}: the lock is {holder}")
-        return value is None and before is not None and before.carries
 
     def _renew(self, hold: Hold, done: threading.Event) -> None:
         while not done.wait(hold.ttl / RENEWALS):
@@ -160,14 +183,12 @@ class Lock(Endpoint):
             except ConsulateException as error:
                 log.warning("%s: the lock's session was not renewed: %s", hold.key, error)
 
-    def _give_back(self, hold: Hold, keep: bool) -> bool:
-        """Unlock, and delete the key; False where the lock had been lost."""
-        try:
-            if keep:
-                return self._kv.release_lock(hold.key, hold.session)
-            check = operation("check-session", hold.key, session=hold.session)
-            self._kv.txn.execute([check, operation("delete", hold.key)])
+    def _give_back(self, hold: Hold) -> bool:
+        """Undo what locking did to the key; False where the lock had been lost."""
+        if hold._taken is None:
             return True
+        try:
+            return self._kv._undo(hold._taken)
         except (UnknownSession, TransactionFailed):
             return False
         except ConsulateException as error:
