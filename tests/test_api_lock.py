@@ -1,6 +1,9 @@
 """`lock.acquire`: held for a block, kept alive, given back whatever happens; checked with curl."""
 
+import contextlib
 import json
+import os
+import sys
 import threading
 import time
 
@@ -174,6 +177,30 @@ def test_a_key_that_was_deleted_or_unlocked_by_others_was_lost(consul, curl):
             assert curl.txn({**operation, "Key": hold.key, "Session": hold.session}) is not None
         curl.delete_all()
         assert sessions_of(curl) == []
+
+
+@pytest.mark.parametrize("leave", [lambda: None, sys.exit], ids=["at its end", "by SystemExit"])
+def test_a_forked_child_leaves_the_parents_lock(consul, curl, leave):
+    """The child tells what it saw by its exit status, and never comes back to pytest."""
+    parent, seen = os.getpid(), 0
+    try:
+        with contextlib.suppress(SystemExit), consul.lock.acquire("k") as hold:
+            child = os.fork()
+            if child == 0:
+                seen = 2 * hold.lost + (consul.lock.key is None)
+                leave()
+            else:
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 47
+                assert not hold.lost
+                assert consul.lock.key == hold.key
+                assert curl.record(hold.key)["Session"] == hold.session
+                assert sessions_of(curl) == ["lock consulate/locks/k"]
+        seen += 4  # the block was left without another exception
+    finally:
+        if os.getpid() != parent:
+            os._exit(40 + seen)
+    assert curl.keys() == []
+    assert sessions_of(curl) == []
 
 
 def test_a_lost_lock_is_said(consul, curl):

@@ -6,6 +6,7 @@ What Consul promises and what it does not: https://www.consul.io/docs/dynamic-ap
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import uuid
@@ -51,12 +52,23 @@ class Hold:
         self._lock = threading.Lock()  # owns _expires
         self._expires = asked + ttl
         self._taken: Optional[Taken] = None
+        self._process = os.getpid()
 
     @property
     def lost(self) -> bool:
-        """Whether others may have the lock now: the session is gone, or could not be renewed within its TTL."""
+        """Whether others may have the lock now: the session is gone, or could not be renewed within its TTL.
+
+        In a forked child it is: the lock is the parent's.
+        """
+        if not self._is_ours:
+            return True
         with self._lock:
             return time.monotonic() >= self._expires
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether this process took the lock, and not the one that it was forked from."""
+        return os.getpid() == self._process
 
     def _renewed(self, asked: float) -> None:
         with self._lock:
@@ -100,7 +112,7 @@ class Lock(Endpoint):
     @property
     def key(self) -> Optional[str]:
         """The key that this thread has locked, the last where there are several; None outside of `acquire`."""
-        holds = self._holds()
+        holds = [hold for hold in self._holds() if hold._is_ours]
         return holds[-1].key if holds else None
 
     def prefix(self, value: str) -> None:
@@ -123,6 +135,8 @@ class Lock(Endpoint):
         the lock was lost                       left alone: it is others' now
         ======================================  ===================================================
 
+        A child that was forked within the block does not hold the lock, and gives nothing back where it leaves it.
+
         :param key: the key below the prefix; a new one is made up where none is given
         :param value: stored in the key meanwhile, for others to see; what is not a string is stored as JSON
         :raises LockFailure: somebody else holds it; or, at the end, it was lost while the block ran
@@ -141,12 +155,14 @@ class Lock(Endpoint):
                 yield hold
             finally:
                 self._holds().remove(hold)
-                done.set()
-                renewer.join(ttl / RENEWALS)  # it may wait for an answer that never comes
-                held = self._give_back(hold)
+                if hold._is_ours:
+                    done.set()
+                    renewer.join(ttl / RENEWALS)  # it may wait for an answer that never comes
+                    held = self._give_back(hold)
         finally:
-            self._end(session)
-        if not held:
+            if hold._is_ours:
+                self._end(session)
+        if hold._is_ours and not held:
             raise LockFailure(f"{name}: the lock was lost before the end; another may have held it meanwhile")
 
     def _holds(self) -> list[Hold]:
