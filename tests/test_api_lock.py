@@ -48,6 +48,15 @@ def test_a_key_is_made_up_and_a_value_shown(consul, curl):
     assert curl.keys() == []
 
 
+@pytest.mark.parametrize("key", ["", "/", "//"])
+@pytest.mark.parametrize("prefix", ["consulate/locks/", ""])
+def test_an_empty_key_excludes_nobody_and_is_refused(consul, curl, key, prefix):
+    consul.lock.prefix(prefix)
+    with pytest.raises(ValueError, match="no key to lock"), consul.lock.acquire(key):
+        pytest.fail("locked")
+    assert curl.keys() == sessions_of(curl) == []
+
+
 def test_a_prefix_of_ones_own(consul, curl):
     for prefix, key in (("mine", "mine/k"), ("mine/", "mine/k"), ("", "k"), ("/", "k")):
         consul.lock.prefix(prefix)

@@ -137,12 +137,13 @@ class Lock(Endpoint):
 
         A child that was forked within the block does not hold the lock, and gives nothing back where it leaves it.
 
-        :param key: the key below the prefix; a new one is made up where none is given
+        :param key: the key below the prefix; a new one is made up for None
         :param value: stored in the key meanwhile, for others to see; what is not a string is stored as JSON
+        :raises ValueError: the key is empty
         :raises LockFailure: somebody else holds it; or, at the end, it was lost while the block ran
         :raises TooLarge: the value, or the one to be put back, does not fit into a transaction (about 390 KB)
         """
-        name = (self._prefix + (key or str(uuid.uuid4()))).lstrip("/")
+        name = self._name(key)
         asked, ttl = time.monotonic(), self.ttl
         session = self._session.create(name=f"lock {name}", ttl=f"{ttl}s")
         hold, done = Hold(name, session, ttl, asked), threading.Event()
@@ -164,6 +165,13 @@ class Lock(Endpoint):
                 self._end(session)
         if hold._is_ours and not held:
             raise LockFailure(f"{name}: the lock was lost before the end; another may have held it meanwhile")
+
+    def _name(self, key: Optional[str]) -> str:
+        if key is None:
+            key = str(uuid.uuid4())
+        elif not key.strip("/"):  # such as a variable that was never set: with a key of its own, nobody is excluded
+            raise ValueError(f"{key!r} is no key to lock; None makes one up")
+        return (self._prefix + key).lstrip("/")
 
     def _holds(self) -> list[Hold]:
         if not hasattr(self._held, "stack"):
