@@ -238,6 +238,52 @@ def test_the_session_is_renewed_while_the_lock_is_held(proxy, curl):
     assert asked == ["create", "renew", "renew", "destroy"]
 
 
+def test_a_lock_does_not_wait_for_the_clients_other_calls(curl, proxy):
+    """All its connections are in blocking queries while the lock is taken, renewed and given back."""
+    curl.put("seen", b"1")
+    with through(proxy, timeout=5) as own:
+        own.kv.get("seen")
+        wait = {"index": own.kv.meta.index, "wait": "5m"}
+        readers = [threading.Thread(target=own.kv.get, args=("seen",), kwargs=wait) for _ in range(100)]
+        assert len(readers) == adapters.MAX_CONNECTIONS
+        try:
+            for reader in readers:
+                reader.start()
+            wait_for(lambda: sum("index=" in seen.path for seen in proxy.requests) == len(readers))
+            own.lock.ttl = 10
+            with own.lock.acquire("k") as hold:
+                wait_for(lambda: any("/session/renew/" in seen.path for seen in proxy.requests))
+                assert not hold.lost
+            assert curl.keys() == ["seen"]
+            assert sessions_of(curl) == []
+            assert all(reader.is_alive() for reader in readers)
+        finally:
+            curl.put("seen", b"2")
+            for reader in readers:
+                reader.join()
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_client_closes_the_connections_of_its_locks_too(agent, curl, ready):
+    """A class is built twice with the same arguments; an adapter that is ready is shared."""
+    made, closed = [], []
+
+    class Mine(adapters.Request):
+        def __init__(self, **given):
+            super().__init__(**given)
+            made.append(given)
+
+        def close(self):
+            super().close()
+            closed.append(self)
+
+    own = consulate.Consul("127.0.0.1", agent.port, timeout=9, adapter=Mine() if ready else Mine)
+    with own, own.lock.acquire("k") as hold:
+        assert curl.record(hold.key)["Session"] == hold.session
+    assert made == ([{}] if ready else [{"timeout": 9, "verify": True, "cert": None}] * 2)
+    assert len(set(closed)) == len(made)
+
+
 def test_a_hold_knows_that_it_is_lost(consul, curl):
     consul.lock.ttl = 10
     with pytest.raises(consulate.LockFailure), consul.lock.acquire("lost-2") as hold:
