@@ -284,6 +284,38 @@ def test_a_client_closes_the_connections_of_its_locks_too(agent, curl, ready):
     assert len(set(closed)) == len(made)
 
 
+def test_a_sessions_calls_take_a_time_of_their_own(consul, curl, proxy):
+    made = consul.session.create()
+    with through(proxy) as own:
+        proxy.fault = lambda seen: 3.0
+        for call, argument in ((own.session.create, "n"), (own.session.renew, made), (own.session.destroy, made)):
+            with pytest.raises(consulate.AnswerTimeout):
+                call(argument, timeout=0.2)
+        proxy.fault = lambda seen: None
+        wait_for(lambda: sessions_of(curl) == ["n"])  # all of them were sent
+    for each in consul.session.list():
+        consul.session.destroy(each["ID"])
+
+
+def test_one_renewal_without_an_answer_loses_no_lock(curl, proxy):
+    """Consul answers everything else meanwhile; the client's own timeout is longer than the TTL."""
+    stuck = []
+
+    def delay(seen):
+        if "/session/renew/" in seen.path and not stuck:
+            stuck.append(seen)
+            return 40
+        return None
+
+    proxy.fault = delay
+    with through(proxy) as own:
+        own.lock.ttl = 10
+        with own.lock.acquire("k") as hold:
+            wait_for(lambda: hold.lost or sum("/session/renew/" in seen.path for seen in proxy.requests) == 3)
+            assert not hold.lost
+    assert sessions_of(curl) == []
+
+
 def test_a_hold_knows_that_it_is_lost(consul, curl):
     consul.lock.ttl = 10
     with pytest.raises(consulate.LockFailure), consul.lock.acquire("lost-2") as hold:

@@ -6,6 +6,7 @@ What Consul promises and what it does not: https://www.consul.io/docs/dynamic-ap
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -35,6 +36,9 @@ DEFAULT_TTL = 15
 
 RENEWALS = 3
 """Renewals in the time of a TTL."""
+
+PAUSE = 1.0
+"""Seconds until a renewal that failed is tried again."""
 
 
 class Hold:
@@ -194,11 +198,13 @@ class Lock(Endpoint):
             raise LockFailure(f"{hold.key}: the lock is {holder}")
 
     def _renew(self, hold: Hold, done: threading.Event) -> None:
-        while not done.wait(hold.ttl / RENEWALS):
-            asked = time.monotonic()
+        pause = hold.ttl / RENEWALS
+        while not done.wait(pause):
+            asked, pause = time.monotonic(), PAUSE
             try:
-                self._session.renew(hold.session)
+                self._session.renew(hold.session, timeout=self._patience(hold))
                 hold._renewed(asked)
+                pause = hold.ttl / RENEWALS
             except UnknownSession:
                 if not done.is_set():
                     log.error("%s: the lock's session is gone", hold.key)
@@ -206,6 +212,11 @@ class Lock(Endpoint):
                 return
             except ConsulateException as error:
                 log.warning("%s: the lock's session was not renewed: %s", hold.key, error)
+
+    def _patience(self, hold: Hold) -> float:
+        """Seconds to wait for an answer; one that comes not at all leaves time to ask again within the TTL."""
+        usual = self._adapter.timeout
+        return min(hold.ttl / RENEWALS, math.inf if usual is None else usual)
 
     def _give_back(self, hold: Hold) -> bool:
         """Undo what locking did to the key; False where the lock had been lost."""
