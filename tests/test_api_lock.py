@@ -297,6 +297,29 @@ def test_a_sessions_calls_take_a_time_of_their_own(consul, curl, proxy):
         consul.session.destroy(each["ID"])
 
 
+def test_a_renewal_that_is_refused_for_a_session_that_lives_is_tried_again(curl, proxy):
+    """As by a server that has just started and has not read yet what it stored."""
+    left = [(404, b"Session id not found"), (500, b"busy"), (404, b"Session id not found")]
+    asked = []
+
+    def refuse(seen):
+        if left and "/session/renew/" in seen.path:
+            return left.pop()
+        if "/session/info/" in seen.path:
+            asked.append(seen.path)
+            return (500, b"rpc error: no leader") if len(asked) == 1 else None
+        return None
+
+    proxy.fault = refuse
+    with through(proxy) as own:
+        own.lock.ttl = 10
+        with own.lock.acquire("k") as hold:
+            wait_for(lambda: hold.lost or sum("/session/renew/" in seen.path for seen in proxy.requests) == 5)
+            assert not hold.lost
+    assert len(asked) == 2
+    assert all("consistent" in path for path in asked)
+
+
 def test_one_renewal_without_an_answer_loses_no_lock(curl, proxy):
     """Consul answers everything else meanwhile; the client's own timeout is longer than the TTL."""
     stuck = []

@@ -206,12 +206,24 @@ class Lock(Endpoint):
                 hold._renewed(asked)
                 pause = hold.ttl / RENEWALS
             except UnknownSession:
-                if not done.is_set():
+                if self._is_gone(hold) and not done.is_set():
                     log.error("%s: the lock's session is gone", hold.key)
                     hold._lose()
-                return
+                    return
             except ConsulateException as error:
                 log.warning("%s: the lock's session was not renewed: %s", hold.key, error)
+
+    def _is_gone(self, hold: Hold) -> bool:
+        """Whether the leader itself says that there is no such session.
+
+        A renewal looks the session up in the state that the server has read so far, which just after its start may be
+        one of before the session was made.
+        """
+        try:
+            return self._session.info(hold.session, consistency="consistent", timeout=self._patience(hold)) is None
+        except ConsulateException as error:
+            log.warning("%s: the lock's session was not found out about: %s", hold.key, error)
+            return False
 
     def _patience(self, hold: Hold) -> float:
         """Seconds to wait for an answer; one that comes not at all leaves time to ask again within the TTL."""
