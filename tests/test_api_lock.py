@@ -339,6 +339,75 @@ def test_one_renewal_without_an_answer_loses_no_lock(curl, proxy):
     assert sessions_of(curl) == []
 
 
+def verbs(seen):
+    return [each["KV"]["Verb"] for each in json.loads(seen.body)] if seen.path.startswith("/v1/txn") else []
+
+
+@pytest.mark.parametrize("fault", ["cut", "drop", "half", (500, b"busy"), (429, b"too many")], ids=str)
+@pytest.mark.parametrize("before", [None, b"before"])
+def test_a_lost_answer_at_the_end_leaves_nothing_behind(curl, proxy, fault, before):
+    if before:
+        curl.put("k", before, 7)
+    left = {"delete-cas": 1, "unlock": 1, "destroy": 1}
+
+    def lose(seen):
+        step = "destroy" if "/session/destroy/" in seen.path else (verbs(seen) or [""])[-1]
+        left[step] = left.get(step, 0) - 1
+        return fault if left[step] >= 0 else None
+
+    proxy.fault = lose
+    with through(proxy) as own:
+        own.lock.prefix("")
+        with own.lock.acquire("k", "mine"):
+            pass
+    assert sessions_of(curl) == []
+    assert (curl.get("k"), curl.flags("k")) == ((before, 7) if before else (None, None))
+    assert "Session" not in (curl.record("k") or {})
+    assert left["destroy"] < 0
+    assert min(left["delete-cas"], left["unlock"]) < 0
+
+
+def test_a_lock_that_was_lost_before_its_lost_answer_is_said(curl, proxy):
+    seen_before = []
+
+    def lose(seen):
+        if "delete-cas" in verbs(seen) and not seen_before:
+            seen_before.append(curl("PUT", f"session/destroy/{hold.session}"))
+            return "drop"
+        return None
+
+    with through(proxy) as own, pytest.raises(consulate.LockFailure, match="lost"), own.lock.acquire("k") as hold:
+        proxy.fault = lose
+
+
+@pytest.mark.parametrize("before", [None, b"before"])
+@pytest.mark.parametrize("written", [None, b"another's"])
+def test_a_lock_whose_taking_was_not_answered_is_given_back(curl, proxy, before, written):
+    if before:
+        curl.put("k", before, 7)
+    asked = []
+
+    def lose(seen):
+        asked.append(verbs(seen))
+        if "lock" in asked[-1]:
+            return "cut"
+        if written and seen.path.startswith("/v1/kv/k") and any("lock" in each for each in asked):
+            curl.put("k", written, 3)
+        return None
+
+    proxy.fault = lose
+    with through(proxy) as own:
+        own.lock.prefix("")
+        with pytest.raises(consulate.ConnectionBroken), own.lock.acquire("k", "mine"):
+            pytest.fail("locked")
+        assert sessions_of(curl) == []
+        expected = (written, 3) if written else (before, 7) if before else (None, None)
+        assert (curl.get("k"), curl.flags("k")) == expected
+        proxy.fault = lambda seen: None
+        with own.lock.acquire("k"):
+            pass  # no lock-delay
+
+
 def test_a_hold_knows_that_it_is_lost(consul, curl):
     consul.lock.ttl = 10
     with pytest.raises(consulate.LockFailure), consul.lock.acquire("lost-2") as hold:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from consulfs.consulate.adapters import Request
 from consulfs.consulate.api.base import Endpoint
@@ -21,9 +21,12 @@ from consulfs.consulate.api.kv import KV, Taken, fitting
 from consulfs.consulate.api.session import Session
 from consulfs.consulate.exceptions import (
     ClientError,
+    ConnectFailed,
     ConsulateException,
     LockFailure,
-    TransactionFailed,
+    RateLimited,
+    RequestError,
+    ServerError,
     UnknownSession,
 )
 
@@ -39,6 +42,9 @@ RENEWALS = 3
 
 PAUSE = 1.0
 """Seconds until a renewal that failed is tried again."""
+
+PAUSES = (2.7, 0.9, 0.3, 0.1)
+"""Seconds between the attempts to give a lock back and to end its session, from the last to the first."""
 
 
 class Hold:
@@ -56,6 +62,7 @@ class Hold:
         self._lock = threading.Lock()  # owns _expires
         self._expires = asked + ttl
         self._taken: Optional[Taken] = None
+        self._pauses = list(PAUSES)  # shared by all that is done at the end
         self._process = os.getpid()
 
     @property
@@ -166,7 +173,7 @@ class Lock(Endpoint):
                     held = self._give_back(hold)
         finally:
             if hold._is_ours:
-                self._end(session)
+                self._end(hold)
         if hold._is_ours and not held:
             raise LockFailure(f"{name}: the lock was lost before the end; another may have held it meanwhile")
 
@@ -232,19 +239,40 @@ class Lock(Endpoint):
 
     def _give_back(self, hold: Hold) -> bool:
         """Undo what locking did to the key; False where the lock had been lost."""
-        if hold._taken is None:
+        taken = hold._taken
+        if taken is None:
             return True
+
+        def undo(doubtful: bool) -> bool:
+            # Where it may have been undone already, that nothing is held is no loss, unless the session is gone too.
+            return self._kv._undo(taken, timeout=self._patience(hold)) or (doubtful and not self._is_gone(hold))
+
         try:
-            return self._kv._undo(hold._taken)
-        except (UnknownSession, TransactionFailed):
+            return self._insist(hold, undo)
+        except UnknownSession:
             return False
         except ConsulateException as error:
             # The work of the block is done; the session's TTL frees the lock if destroying it fails too.
             log.warning("%s: not unlocked: %s", hold.key, error)
             return not hold.lost
 
-    def _end(self, session: str) -> None:
+    def _end(self, hold: Hold) -> None:
         try:
-            self._session.destroy(session)
+            self._insist(hold, lambda _: self._session.destroy(hold.session, timeout=self._patience(hold)))
         except ConsulateException as error:
-            log.warning("session %s stays until its TTL ends: %s", session, error)
+            log.warning("%s: its session %s stays until its TTL ends: %s", hold.key, hold.session, error)
+
+    def _insist(self, hold: Hold, step: Callable[[bool], bool]) -> bool:
+        """A step that may be done twice; done again if no good answer came, until the TTL or the pauses are over.
+
+        :param step: is told whether it may have been done already
+        """
+        doubtful = False
+        while True:
+            try:
+                return step(doubtful)
+            except (RequestError, ServerError, RateLimited) as error:
+                if hold.lost or not hold._pauses:
+                    raise
+                doubtful = doubtful or not isinstance(error, (ConnectFailed, RateLimited))
+            time.sleep(hold._pauses.pop())
