@@ -57,6 +57,17 @@ def test_an_empty_key_excludes_nobody_and_is_refused(consul, curl, key, prefix):
     assert curl.keys() == sessions_of(curl) == []
 
 
+def test_a_ttl_that_consul_would_not_take_is_refused_where_it_is_set(consul, curl):
+    for ttl in (9, 9.99, 86401, 0, -15, float("nan"), float("inf"), "15", "15s", None, True):
+        with pytest.raises(ValueError, match="10 to 86400"):
+            consul.lock.ttl = ttl
+    assert consul.lock.ttl == 15
+    for ttl, stored in ((10, "10s"), (10.5, "10.5s"), (86400.0, "86400.0s")):
+        consul.lock.ttl = ttl
+        with consul.lock.acquire("k"):
+            assert [each["TTL"] for each in json.loads(curl("GET", "session/list")[1])] == [stored]
+
+
 def test_a_prefix_of_ones_own(consul, curl):
     for prefix, key in (("mine", "mine/k"), ("mine/", "mine/k"), ("", "k"), ("/", "k")):
         consul.lock.prefix(prefix)

@@ -37,6 +37,9 @@ PREFIX = "consulate/locks/"
 DEFAULT_TTL = 15
 """Seconds; Consul's own `consul lock` has the same."""
 
+MIN_TTL, MAX_TTL = 10, 86400
+"""Seconds; what Consul takes as a session's TTL."""
+
 RENEWALS = 3
 """Renewals in the time of a TTL."""
 
@@ -102,7 +105,6 @@ class Lock(Endpoint):
     """Locks on keys below a prefix, "consulate/locks/" unless changed. One object serves several threads.
 
     :param session: creates, renews and destroys the sessions
-    :ivar ttl: seconds that the lock outlives this process if it is killed, 10 to 86,400; in truth up to twice that
     """
 
     def __init__(
@@ -116,9 +118,24 @@ class Lock(Endpoint):
         super().__init__(uri, adapter, datacenter, token)
         self._kv = KV(uri, adapter, datacenter, token)
         self._session = session
-        self.ttl: float = DEFAULT_TTL
+        self._ttl: float = DEFAULT_TTL
         self._prefix = PREFIX
         self._held = threading.local()
+
+    @property
+    def ttl(self) -> float:
+        """Seconds that a lock outlives this process if it is killed, 10 to 86,400; in truth up to twice that.
+
+        :raises ValueError: when it is set to anything else
+        """
+        return self._ttl
+
+    @ttl.setter
+    def ttl(self, value: float) -> None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and MIN_TTL <= value <= MAX_TTL):
+            raise ValueError(f"a lock's ttl is a number of seconds from {MIN_TTL} to {MAX_TTL}, not {value!r}")
+        self._ttl = value
 
     @property
     def key(self) -> Optional[str]:
