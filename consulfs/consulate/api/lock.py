@@ -163,6 +163,8 @@ class Lock(Endpoint):
         the lock was lost                       left alone: it is others' now
         ======================================  ===================================================
 
+        What a killed process left as its `value` is such a value to the next that takes the lock.
+
         A child that was forked within the block does not hold the lock, and gives nothing back where it leaves it.
 
         :param key: the key below the prefix; a new one is made up for None
@@ -174,24 +176,17 @@ class Lock(Endpoint):
         name = self._name(key)
         asked, ttl = time.monotonic(), self.ttl
         session = self._session.create(name=f"lock {name}", ttl=f"{ttl}s")
-        hold, done = Hold(name, session, ttl, asked), threading.Event()
+        hold = Hold(name, session, ttl, asked)
         try:
             self._take(hold, value)
-            renewer = threading.Thread(target=self._renew, args=(hold, done), name="consulate-lock", daemon=True)
-            renewer.start()
-            self._holds().append(hold)
             try:
-                yield hold
+                with self._kept_alive(hold):
+                    yield hold
             finally:
-                self._holds().remove(hold)
-                if hold._is_ours:
-                    done.set()
-                    renewer.join(ttl / RENEWALS)  # it may wait for an answer that never comes
-                    held = self._give_back(hold)
+                held = self._give_back(hold)
         finally:
-            if hold._is_ours:
-                self._end(hold)
-        if hold._is_ours and not held:
+            self._end(hold)
+        if not held:
             raise LockFailure(f"{name}: the lock was lost before the end; another may have held it meanwhile")
 
     def _name(self, key: Optional[str]) -> str:
@@ -220,6 +215,21 @@ class Lock(Endpoint):
             now = self._kv.read(hold.key)
             holder = f"held by session {now.session}" if now and now.session else "free, but its lock-delay runs"
             raise LockFailure(f"{hold.key}: the lock is {holder}")
+
+    @contextmanager
+    def _kept_alive(self, hold: Hold) -> Iterator[None]:
+        """The hold is this thread's, and its session is renewed by another."""
+        done = threading.Event()
+        renewer = threading.Thread(target=self._renew, args=(hold, done), name="consulate-lock", daemon=True)
+        renewer.start()
+        self._holds().append(hold)
+        try:
+            yield
+        finally:
+            self._holds().remove(hold)
+            if hold._is_ours:  # a forked child has no such thread
+                done.set()
+                renewer.join(hold.ttl / RENEWALS)  # it may wait for an answer that never comes
 
     def _renew(self, hold: Hold, done: threading.Event) -> None:
         pause = hold.ttl / RENEWALS
@@ -251,13 +261,13 @@ class Lock(Endpoint):
 
     def _patience(self, hold: Hold) -> float:
         """Seconds to wait for an answer; one that comes not at all leaves time to ask again within the TTL."""
-        usual = self._adapter.timeout
+        usual = getattr(self._adapter, "timeout", None)  # an adapter of one's own need not have it
         return min(hold.ttl / RENEWALS, math.inf if usual is None else usual)
 
     def _give_back(self, hold: Hold) -> bool:
         """Undo what locking did to the key; False where the lock had been lost."""
         taken = hold._taken
-        if taken is None:
+        if taken is None or not hold._is_ours:
             return True
 
         def undo(doubtful: bool) -> bool:
@@ -274,6 +284,8 @@ class Lock(Endpoint):
             return not hold.lost
 
     def _end(self, hold: Hold) -> None:
+        if not hold._is_ours:
+            return
         try:
             self._insist(hold, lambda _: self._session.destroy(hold.session, timeout=self._patience(hold)))
         except ConsulateException as error:
