@@ -19,8 +19,9 @@ class Consul:
     :param datacenter: asked instead of the agent's own
     :param token: an ACL token, sent as a header and shown nowhere
     :param scheme: "http", "https" or "http+unix"
-    :param adapter: a class of `consulate.adapters`, or an adapter that is ready, with a timeout, certificates and a
-        check of its own
+    :param adapter: a class of `consulate.adapters`, of which locks have an adapter of their own; or one that is ready,
+        with a timeout and certificates of its own, which locks share: their renewals wait with the rest where all its
+        connections are in use
     :param verify: True, False, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
     :param timeout: seconds to wait for a connection and then for an answer (a blocking query's own time comes on
@@ -44,9 +45,12 @@ class Consul:
             raise ValueError("the token has characters that no HTTP header can carry")
         self._base = _base_uri(scheme, host, port)
         if adapter is None or callable(adapter):
-            default = adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request
-            adapter = (adapter or default)(timeout=timeout, verify=verify, cert=cert)
-        self._adapter = adapter
+            factory = adapter or (adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request)
+            # A lock is lost if its renewal waits until one of many blocking queries has ended.
+            adapter, for_locks = (factory(timeout=timeout, verify=verify, cert=cert) for _ in range(2))
+        else:
+            for_locks = adapter
+        self._adapter, self._adapter_for_locks = adapter, for_locks
         common = (self._base, self._adapter, datacenter, token)
         self.acl = api.ACL(*common)
         self.agent = api.Agent(*common)
@@ -63,10 +67,12 @@ class Consul:
         self.snapshot = api.Snapshot(*common)
         self.status = api.Status(*common)
         self.txn = api.Txn(*common)
-        self.lock = api.Lock(self._base, self._adapter, self.session, datacenter, token)
+        sessions = api.Session(self._base, for_locks, datacenter, token)
+        self.lock = api.Lock(self._base, for_locks, sessions, datacenter, token)
 
     def close(self) -> None:
         self._adapter.close()
+        self._adapter_for_locks.close()
 
     def __enter__(self) -> Consul:
         return self

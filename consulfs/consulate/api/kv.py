@@ -12,11 +12,19 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from consulfs.consulate.api.records import TXN_BODY_LIMIT, Records
-from consulfs.consulate.api.txn import encode, operation
-from consulfs.consulate.exceptions import ConcurrentChange, KeyMissing, StaleIndex, TooLarge, TransactionFailed
+from consulfs.consulate.api.txn import Operation, encode, operation
+from consulfs.consulate.exceptions import (
+    BadAnswer,
+    ConcurrentChange,
+    KeyMissing,
+    StaleIndex,
+    TooLarge,
+    TransactionFailed,
+)
 from consulfs.consulate.models import Record
 
 if TYPE_CHECKING:
@@ -28,6 +36,28 @@ CAS_ATTEMPTS = 32
 
 # How Consul 1.8 ends its words where a lock is refused (agent/consul/state/txn.go); a key's name stands before them.
 _NOT_NOW = ("lock is already held", "due to lock delay")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a transaction that locked a key found there, and what it wrote.
+
+    :ivar before: None where there was no such key
+    :ivar after: its modify_index is None as long as no answer has said it
+    """
+
+    session: str
+    before: Optional[Record]
+    after: Record
+
+    def undoing(self, index: int) -> list[Operation]:
+        """The operations that make the key what it was and free, where it still has the index that the lock made."""
+        key, old = self.after.key, self.before
+        check = operation("check-session", key, session=self.session)
+        if old is None or not old.carries:
+            return [check, operation("delete-cas", key, index=index)]
+        unlock = operation("unlock", key, old.value, old.flags, session=self.session)
+        return [check, operation("check-index", key, index=index), unlock]
 
 
 class KV(Records):
@@ -137,25 +167,7 @@ class KV(Records):
         :raises TooLarge: the value does not fit into a transaction (about 390 KB)
         :raises ConcurrentChange: the key changed again and again
         """
-        key = self._key(item)
-
-        def attempt() -> bool:
-            old = self.read(key)
-            if cas is not None and cas != _index_of(old):
-                return False
-            if old is not None and old.session not in (None, session):
-                return False
-            kept = old or Record(key, b"")
-            new_value = kept.value if value is None else _encode(value)
-            try:
-                self._exchange("lock", old, Record(key, new_value, kept.flags if flags is None else flags), session)
-            except TransactionFailed as error:
-                if any(what.endswith(_NOT_NOW) for _, what in error.errors):
-                    return False
-                raise
-            return True
-
-        return _settled(key, attempt)
+        return self._take(self._key(item), session, value, cas, flags)
 
     def release_lock(self, item: str, session: str) -> bool:
         """Give the key's lock back; the value and the flags stay, unlike with Consul's own request.
@@ -163,16 +175,7 @@ class KV(Records):
         :return: False where this session does not hold it
         :raises ConcurrentChange: the key changed again and again
         """
-        key = self._key(item)
-
-        def attempt() -> bool:
-            old = self.read(key)
-            if old is None or old.session != session:
-                return False
-            self._exchange("unlock", old, old, session)
-            return True
-
-        return _settled(key, attempt)
+        return self._release(self._key(item), session)
 
     def _find(self, item: str, **query: Unpack[Query]) -> Optional[Record]:
         """The record that a name means."""
@@ -185,15 +188,78 @@ class KV(Records):
         stripped = item.lstrip("/")
         return item if item != stripped and self.read(item) is not None else stripped
 
-    def _exchange(self, verb: str, old: Optional[Record], new: Record, session: str) -> None:
-        """Lock or unlock a key that is still as it was read."""
+    def _take(
+        self,
+        key: str,
+        session: str,
+        value: Any = None,
+        cas: Optional[int] = None,
+        flags: Optional[int] = None,
+        note: Callable[[Taken], None] = lambda taken: None,
+    ) -> bool:
+        """As `acquire_lock`.
+
+        :param note: called before each transaction with what it will write, and once more when it is known to be done
+        """
+
+        def attempt() -> bool:
+            old = self.read(key)
+            if cas is not None and cas != _index_of(old):
+                return False
+            if old is not None and old.session not in (None, session):
+                return False
+            kept = old or Record(key, b"")
+            new = Record(key, kept.value if value is None else _encode(value), kept.flags if flags is None else flags)
+            note(Taken(session, old, new))
+            try:
+                stored = self._exchange("lock", old, new, session)
+            except TransactionFailed as error:
+                if any(what.endswith(_NOT_NOW) for _, what in error.errors):
+                    return False
+                raise
+            note(Taken(session, old, stored))
+            return True
+
+        return _settled(key, attempt)
+
+    def _release(self, key: str, session: str, **query: Unpack[Query]) -> bool:
+        """As `release_lock`."""
+
+        def attempt() -> bool:
+            old = self.read(key, **query)
+            if old is None or old.session != session:
+                return False
+            self._exchange("unlock", old, old, session, **query)
+            return True
+
+        return _settled(key, attempt)
+
+    def _undo(self, taken: Taken, **query: Unpack[Query]) -> bool:
+        """Make a key what it was before it was locked, and free; what others wrote since stays, and is free too.
+
+        :return: False where the session does not hold it
+        """
+        key, index = taken.after.key, taken.after.modify_index
+        if index is None:  # the lock's answer was lost: who wrote just the same cannot be told from the lock
+            now = self.read(key, **query)
+            same = now is not None and (now.value, now.flags) == (taken.after.value, taken.after.flags)
+            index = _index_of(now) if same else 0
+        try:
+            self.txn.execute(taken.undoing(index), **query)
+            return True
+        except StaleIndex:
+            return self._release(key, taken.session, **query)
+
+    def _exchange(self, verb: str, old: Optional[Record], new: Record, session: str, **query: Unpack[Query]) -> Record:
+        """Lock or unlock a key that is still as it was read; the record as it is then."""
         index = _index_of(old)
         check = operation("check-index", new.key, index=index) if index else operation("check-not-exists", new.key)
         operations = [check, operation(verb, new.key, new.value, new.flags, session=session)]
-        body = encode(operations)
-        if len(body) > TXN_BODY_LIMIT:
-            raise TooLarge(f"{new.key}: too large to be locked without the risk of losing another's write", 413)
-        self.txn.execute(operations, body)
+        entries = self.txn.execute(operations, fitting(new.key, operations), **query)
+        try:
+            return Record.of(entries[-1], new.value)  # the last: a check-index answers with a record too
+        except (IndexError, ValueError) as error:
+            raise BadAnswer(f"PUT /v1/txn: wanted the record of {new.key!r}: {error}") from error
 
     def _store_safely(self, key: str, value: bytes, flags: Optional[int], replace: bool) -> bool:
         def attempt() -> bool:
@@ -205,6 +271,14 @@ class KV(Records):
             return True
 
         return _settled(key, attempt)
+
+
+def fitting(key: str, operations: list[Operation]) -> bytes:
+    """The body of a transaction; raises TooLarge where Consul would not take it."""
+    body = encode(operations)
+    if len(body) > TXN_BODY_LIMIT:
+        raise TooLarge(f"{key}: too large to be locked without the risk of losing another's write", 413)
+    return body
 
 
 def _settled(key: str, attempt: Callable[[], bool]) -> bool:

@@ -29,6 +29,7 @@ class Session(Endpoint):
         *,
         node_checks: Optional[Sequence[str]] = None,
         service_checks: Optional[Sequence[Union[str, Mapping[str, Any]]]] = None,
+        timeout: Optional[float] = None,
     ) -> str:
         """A new session's ID.
 
@@ -39,6 +40,7 @@ class Session(Endpoint):
             where serfHealth is added to a list that is not empty
         :param node_checks: the IDs of the node's checks that it depends on; Consul's default is ["serfHealth"]
         :param service_checks: the IDs of services' checks that it depends on, or {"ID": ...} as Consul documents it
+        :param timeout: seconds for this call instead of the client's; so in `destroy` and `renew`
         :raises ValueError: `checks` together with one of the two that took its place in Consul 1.7
         :raises ServerError: there is no such check or no such node, or a check is critical
         """
@@ -55,11 +57,11 @@ class Session(Endpoint):
             "NodeChecks": None if node_checks is None else list(node_checks),
             "ServiceChecks": of_services or None,
         }
-        return self._write("session/create", strip_none(body)).field("ID")
+        return self._write("session/create", strip_none(body), timeout=timeout).field("ID")
 
-    def destroy(self, session_id: str) -> bool:
+    def destroy(self, session_id: str, *, timeout: Optional[float] = None) -> bool:
         """Invalidate a session; there need not be one. Its locks are released, and their lock-delay begins."""
-        return self._write(f"session/destroy/{segment(session_id)}").as_bool()
+        return self._write(f"session/destroy/{segment(session_id)}", timeout=timeout).as_bool()
 
     def info(self, session_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The session, or None where there is none."""
@@ -77,13 +79,13 @@ class Session(Endpoint):
         """The active sessions of a node."""
         return self._read_list(f"session/node/{segment(node)}", of=dict, **query)
 
-    def renew(self, session_id: str) -> Row:
+    def renew(self, session_id: str, *, timeout: Optional[float] = None) -> Row:
         """Begin the session's TTL anew.
 
         :raises UnknownSession: there is no such session
         """
         try:
-            answer = self._write(f"session/renew/{segment(session_id)}")
+            answer = self._write(f"session/renew/{segment(session_id)}", timeout=timeout)
         except NotFound as error:
             raise UnknownSession(str(error), error.status) from None
         found: Rows = answer.as_list(dict)
