@@ -115,7 +115,7 @@ def test_a_backup_by_file_is_the_same_store(agent, curl, second, other, tmp_path
 
 
 def test_a_backup_looks_as_the_original_writes_it(agent, curl):
-    assert consulate(agent.address, "kv", "backup").stdout == b"[]\n"
+    assert ok(agent.address, "kv", "backup", "--allow-empty") == b"[]\n"
     fill(curl, {"a": (b"1", 0), "b": (b"", 3), "ü": ("ä".encode(), 0)})
     wanted = [["a", 0, "1"], ["b", 3, None], ["ü", 0, "ä"]]
     assert ok(agent.address, "kv", "backup").decode() == json.dumps(wanted) + "\n"
@@ -146,10 +146,21 @@ def test_a_folder_is_backed_up_with_relative_names_and_restored_elsewhere(agent,
     assert found == {"barrier": 0} | {"bar" + rest: flags for rest, flags in below.items()}
 
 
-def test_a_folder_that_is_not_there_gives_an_empty_backup_and_a_word(agent, curl):
+def test_a_backup_of_nothing_replaces_and_empties_nothing(agent, curl, tmp_path):
+    path = tmp_path / "backup.json"
+    path.write_text("the old one")
+    assert "there are no keys" in fails(agent.address, "kv", "backup", "-f", path)
+    curl.put("nowhere-else", b"stays")
     done = consulate(agent.address, "kv", "backup", "nowhere")
-    assert (done.returncode, done.stdout) == (0, b"[]\n")
+    assert (done.returncode, done.stdout) == (1, b"")
     assert b"no key 'nowhere' and none below it" in done.stderr
+    fails(agent.address, "kv", "restore", "-p", input=done.stdout)
+    assert curl.tree() == {"nowhere-else": b"stays"}
+    assert path.read_text() == "the old one"
+    ok(agent.address, "kv", "backup", "--allow-empty", "-f", path, "nowhere")
+    assert path.read_text() == "[]\n"
+    with library.Consul("127.0.0.1", agent.port) as consul, pytest.raises(transfer.NothingFound):
+        transfer.backup(consul, io.BytesIO(), "nowhere")
 
 
 def test_rows_of_all_forms_are_restored(agent, curl, other, second):

@@ -60,6 +60,10 @@ class RestoreStopped(ConsulateException):
         self.counts = counts
 
 
+class NothingFound(ConsulateException):
+    """There is no key to back up, or none that the token may read. Restored with pruning, `[]` would empty a store."""
+
+
 @dataclass
 class Counts:
     """How far a restore has come.
@@ -124,23 +128,30 @@ def backup(
     as_base64: bool = False,
     pretty: bool = False,
     on_row: Optional[Callable[[], object]] = None,
+    allow_empty: bool = False,
 ) -> int:
     """Write a backup of all keys, or of a base and what is below it; the number of keys.
 
     One answer to one request, read while it is written: the state of one moment, in bounded memory.
 
+    :param allow_empty: where there is no key, write the empty list
     :raises BadBackup: there is a key that JSON cannot name
+    :raises NothingFound: there is no key; nothing is written
     """
 
     def records() -> Iterator[Record]:
+        found = False
         for record in consul.kv.stream(base):
             if not covers(base, record.key):
                 continue
             if not is_named(consul.kv, record.key):
                 raise BadBackup(f"the key shown as {record.key!r} is not UTF-8, so that no backup in JSON can name it")
             yield Record(relative(base, record.key), record.value, record.flags)
+            found = True
             if on_row is not None:
                 on_row()
+        if not (found or allow_empty):
+            raise NothingFound(f"no key {base!r} and none below it" if base else "there are no keys")
 
     return rows.write(records(), out, as_base64, pretty)
 

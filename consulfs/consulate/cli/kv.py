@@ -11,6 +11,7 @@ from typing import Any
 from consulfs.consulate import transfer
 from consulfs.consulate.cli import terminal
 from consulfs.consulate.client import Consul
+from consulfs.consulate.exceptions import ConsulateException
 
 
 def add_commands(commands: Any) -> None:
@@ -22,6 +23,7 @@ def add_commands(commands: Any) -> None:
     backup.add_argument("key", nargs="?", default="", type=terminal.key, help="only this key and what is below it")
     backup.add_argument("-b", "--base64", action="store_true", help="write the values as base64")
     backup.add_argument("-f", "--file", nargs="?", help="write this file instead of stdout, all of it or nothing")
+    backup.add_argument("--allow-empty", action="store_true", help="write an empty list where there is no key")
     backup.add_argument("-p", "--pretty", action="store_true", help="write it for people to read")
     backup.set_defaults(run=_backup)
 
@@ -66,9 +68,11 @@ def _backup(consul: Consul, arguments: argparse.Namespace) -> int:
     base = arguments.key.strip("/")
     on_screen = arguments.file is None and sys.stdout.isatty()
     with terminal.output(arguments.file) as out, terminal.bar("backup", hidden=on_screen) as progress:
-        count = transfer.backup(consul, out, base, arguments.base64, arguments.pretty, progress.update)
-    if not count:
-        terminal.note(f"no key {base!r} and none below it" if base else "there are no keys, or none that you may read")
+        options = (arguments.base64, arguments.pretty, progress.update, arguments.allow_empty)
+        try:
+            transfer.backup(consul, out, base, *options)
+        except transfer.NothingFound as error:
+            raise ConsulateException(f"{error}, or none that you may read: no backup (see --allow-empty)") from error
     return 0
 
 
