@@ -199,6 +199,19 @@ def test_a_key_that_json_cannot_name_makes_no_backup(agent, curl, tmp_path):
     assert curl.keys() == ["a\ufffdb"]
 
 
+def test_a_key_that_json_cannot_name_is_not_taken_for_the_one_that_it_is_shown_as(agent, curl):
+    curl.put("a\ufffdb", b"named")
+    saved = ok(agent.address, "kv", "backup")
+    assert curl("PUT", "kv/a%ffb", b"nameless")[0] == 200
+    assert curl.keys() == ["a\ufffdb"] * 2
+    assert "is not UTF-8" in fails(agent.address, "kv", "backup")
+    for text in (saved, b"[]"):
+        done = consulate(agent.address, "kv", "restore", "-p", input=text)
+        assert done.returncode == 1
+        assert b"is not UTF-8" in done.stderr
+    assert json.loads(curl("GET", "kv/?recurse")[1])[0]["Value"] == base64.b64encode(b"nameless").decode()
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 

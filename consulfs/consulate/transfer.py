@@ -113,9 +113,15 @@ def absolute(base: str, name: str) -> str:
     return base + name if not name or name.startswith("/") else f"{base}/{name}"
 
 
-def is_named(kv: KV, key: str) -> bool:
-    """Whether a key that Consul showed is one: JSON cannot name a key that is not UTF-8, and shows another."""
-    return UNREPRESENTABLE not in key or bool(kv.read_many([key]))
+def is_named(kv: KV, shown: Record) -> bool:
+    """Whether a key that Consul showed is one: JSON cannot name a key that is not UTF-8, and shows another.
+
+    That other one may be there too. But each key that JSON cannot name was created by a write of its own.
+    """
+    if UNREPRESENTABLE not in shown.key:
+        return True
+    found = kv.read_many([shown.key]).get(shown.key)
+    return found is not None and found.create_index == shown.create_index
 
 
 # -- backup --------------------------------------------------------------------------------------------------------
@@ -144,7 +150,7 @@ def backup(
         for record in consul.kv.stream(base):
             if not covers(base, record.key):
                 continue
-            if not is_named(consul.kv, record.key):
+            if not is_named(consul.kv, record):
                 raise BadBackup(f"the key shown as {record.key!r} is not UTF-8, so that no backup in JSON can name it")
             yield Record(relative(base, record.key), record.value, record.flags)
             found = True
@@ -323,10 +329,12 @@ class Restore:
         found, nameless = [], []
         self.counts.changed = 0
         for record in self._kv.stream(self._base):
-            if not covers(self._base, record.key) or _digest(record.key) in kept:
+            if not covers(self._base, record.key):
                 continue
-            if not is_named(self._kv, record.key):
+            if not is_named(self._kv, record):
                 nameless.append(record.key)
+            elif _digest(record.key) in kept:
+                continue
             elif record.modify_index is None or record.modify_index > began:
                 self.counts.changed += 1
             else:
