@@ -242,6 +242,37 @@ def test_a_link_stays_a_link(consul, curl, tmp_path):
     assert inspect(tmp_path / "real")
 
 
+def test_a_fifo_is_written_as_it_is(consul, curl, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cat", str(tmp_path / "fifo")], stdout=subprocess.PIPE) as reader:
+        thread = threading.Thread(target=lambda: (tmp_path / "read").write_bytes(reader.stdout.read()))
+        thread.start()
+        size = consul.snapshot.save_to(tmp_path / "fifo")
+        thread.join()
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "read").stat().st_size == size
+    assert inspect(tmp_path / "read")
+    assert consul.snapshot.save_to("/dev/null") > 0
+    assert not os.path.isfile("/dev/null")
+
+
+def test_a_name_may_be_long_and_errors_name_it(consul, curl, tmp_path):
+    path = tmp_path / ("x" * 255)
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    assert consul.snapshot.save_to(path) == path.stat().st_size
+    assert path.stat().st_mode & 0o777 == 0o600
+    for wrong in (tmp_path / "nowhere" / "a", tmp_path, path / "a", tmp_path / ("x" * 256)):
+        with pytest.raises(OSError) as error:
+            consul.snapshot.save_to(wrong)
+        assert error.value.filename == str(wrong)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        consul.snapshot.save_to(tmp_path / "loop")
+    assert (tmp_path / "loop").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["loop", path.name]
+
+
 @pytest.mark.parametrize(
     ("junk", "words"),
     [

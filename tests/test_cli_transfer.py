@@ -476,6 +476,8 @@ def test_a_backup_file_keeps_its_mode_and_its_symlink(agent, curl, tmp_path):
     assert real.stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "link.json").is_symlink()
     assert ok(agent.address, "kv", "backup", "-f", "/dev/stdout") == b'[["a", 0, "x"]]\n'
+    ok(agent.address, "kv", "backup", "-f", tmp_path / ("x" * 255))
+    assert "'/nowhere/backup.json'" in fails(agent.address, "kv", "backup", "-f", "/nowhere/backup.json")
 
 
 # -- the terminal --------------------------------------------------------------------------------------------------

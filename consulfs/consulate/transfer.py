@@ -8,12 +8,9 @@ it stopped. Measured on Consul 1.8.7: at most 64 operations and 512 KiB in a tra
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Callable, Optional, TypeVar
@@ -160,52 +157,6 @@ def backup(
             raise NothingFound(f"no key {base!r} and none below it" if base else "there are no keys")
 
     return rows.write(records(), out, as_base64, pretty)
-
-
-@contextmanager
-def replacing(path: str, mode: Optional[int] = None) -> Iterator[IO[bytes]]:
-    """A file that gets its name when all of it is written and safe; until then the old one stays.
-
-    What is not a regular file, such as /dev/stdout, is written as it is.
-
-    :param mode: of a new file; by the umask where none is given. An old one's is kept.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as file:
-            yield file
-        return
-    path = os.path.realpath(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fchmod(descriptor, _mode(path, mode))
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync_folder(os.path.dirname(path))
-
-
-def _mode(path: str, mode: Optional[int]) -> int:
-    try:
-        return os.stat(path).st_mode & 0o7777
-    except FileNotFoundError:
-        if mode is not None:
-            return mode
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return 0o666 & ~umask
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -- restore -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import IO, Any, Optional
 
 from tqdm import tqdm
 
-from consulfs.consulate.transfer import replacing
+from consulfs.consulate.files import replacing
 
 SECRET = 0o600
 """The mode of a file that others must not read."""
