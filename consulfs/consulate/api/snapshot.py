@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Optional, Union
 
-from consulfs.consulate.adapters import Stream
+from consulfs.consulate.adapters import Response, Stream
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.exceptions import BadAnswer
 from consulfs.consulate.files import replacing
@@ -18,7 +18,7 @@ _INFLATED_AT_ONCE = 1 << 20
 
 
 class Archive:
-    """A snapshot while it arrives. A context manager; holds a connection until it is closed.
+    """A snapshot while it arrives. A context manager; holds a connection until all is read or it is closed or dropped.
 
     It can be read like a file and iterated over. What comes is checked on the way: whoever has reached its end without
     an exception has the whole archive.
@@ -118,6 +118,7 @@ class Snapshot(Endpoint):
 
         :param source: an archive, an open binary file with one, or its path; files are sent piece by piece
         :raises ServerError: it is no snapshot
+        :raises BadAnswer: what answered is not Consul, so that perhaps nothing was restored
         :raises ValueError: the file is open as text
         """
         if isinstance(source, (str, os.PathLike)):
@@ -127,8 +128,7 @@ class Snapshot(Endpoint):
         if isinstance(text, io.TextIOBase):
             raise ValueError("a snapshot is read from a file that is open as binary, not as text")
         with self._stream("PUT", "snapshot", {"dc": dc or self._datacenter}, source, timeout) as answer:
-            answer.read()
-        return True
+            return Response(answer.status_code, answer.read(), answer.headers, answer.what).as_done()
 
 
 def _copy(archive: Archive, file: IO[bytes]) -> int:
