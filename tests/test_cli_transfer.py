@@ -373,6 +373,38 @@ def test_passing_failures_are_endured(curl, proxy, fault):
     assert entries_of(curl) == entries
 
 
+@pytest.mark.parametrize("fault", ["cut", (500, b"No cluster leader"), (429, b"slow down")])
+def test_the_first_requests_are_patient_too(curl, proxy, fault):
+    paths = set()
+
+    def fails_once(seen):
+        path = seen.path.split("?")[0]
+        before = path in paths
+        paths.add(path)
+        return None if before else fault
+
+    curl.put("old")
+    proxy.fault = fails_once
+    assert ok(proxy.address, "kv", "restore", "-p", input=b'[["a",0,"x"]]') == b"Pruning old\n"
+    assert {"/v1/agent/self", "/v1/kv/", "/v1/txn"} <= paths
+    assert curl.tree() == {"a": b"x"}
+
+
+def test_nobody_there_is_told_at_once(agent):
+    with library.Consul("127.0.0.1", 1) as consul, pytest.raises(library.ConnectFailed):
+        transfer.restore(consul, io.BytesIO(b"[]"), patience=10**6)
+
+
+@pytest.mark.parametrize(
+    "config", [None, [], "x", *({"TxnMaxReqLen": each} for each in ("many", -1, 0, [1], 1.5, True))]
+)
+def test_a_limit_that_is_none_is_the_default(curl, proxy, config):
+    body = json.dumps({"DebugConfig": config}).encode()
+    proxy.fault = lambda seen: (200, body) if seen.path == "/v1/agent/self" else None
+    ok(proxy.address, "kv", "restore", input=b'[["a",0,"x"]]')
+    assert curl.tree() == {"a": b"x"}
+
+
 def test_a_restore_that_was_killed_goes_on_when_it_is_run_again(curl, proxy):
     entries = {**many(1000), **ODD}
     saved = backup_of(entries)

@@ -23,6 +23,7 @@ from consulfs.consulate.client import Consul
 from consulfs.consulate.exceptions import (
     BadAnswer,
     ClientError,
+    ConnectFailed,
     ConsulateException,
     RequestError,
     ServerError,
@@ -215,15 +216,22 @@ class Restore:
     def introduce(self) -> None:
         """Ask for the server's limit. Nobody there is told at once, before anything is done."""
         try:
-            config = self._consul.agent.self().get("DebugConfig") or {}
-            self.txn_limit = int(config.get("TxnMaxReqLen") or self.txn_limit)
+            said = self._patiently(self._consul.agent.self, is_first=True)
         except ClientError:
-            pass  # no agent:read for this token, or only keys can be reached: Consul's default
+            return  # no agent:read for this token, or only keys can be reached: Consul's default
+        config = said.get("DebugConfig")
+        limit = config.get("TxnMaxReqLen") if isinstance(config, dict) else None
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            self.txn_limit = limit
 
     def index(self) -> int:
         """An index that no key (below the base) exceeds now."""
-        self._kv.names(self._base if travels_in_url(self._base) and self._base.isascii() else "", "/")
-        index = self._kv.meta.index
+
+        def ask() -> Optional[int]:
+            self._kv.names(self._base if travels_in_url(self._base) and self._base.isascii() else "", "/")
+            return self._kv.meta.index
+
+        index = self._patiently(ask)
         if index is None:
             raise BadAnswer("Consul tells no index, so that nothing can be pruned safely")
         return index
@@ -399,8 +407,11 @@ class Restore:
 
     # -- patience ----------------------------------------------------------------------------------------------
 
-    def _patiently(self, act: Callable[[], T]) -> T:
-        """Do it again while it fails in a way that may pass, until `patience` is over."""
+    def _patiently(self, act: Callable[[], T], is_first: bool = False) -> T:
+        """Do it again while it fails in a way that may pass, until `patience` is over.
+
+        :param is_first: where the very first request meets nobody, the address may be wrong: that is told at once
+        """
         pause, deadline = 0.1, time.monotonic() + self._patience
         while True:
             try:
@@ -408,6 +419,9 @@ class Restore:
             except ConsulateException as error:
                 if not may_pass(error) or time.monotonic() + pause > deadline:
                     raise
+                if is_first and isinstance(error, ConnectFailed):
+                    raise
+                is_first = False
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, MAX_PAUSE)
 
