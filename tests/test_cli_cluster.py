@@ -145,6 +145,9 @@ def test_legacy_tokens_are_backed_up_and_restored(locked, tmp_path):
         (b'[{"ID":"the-id","Name":"n","Type":"client"}]', "row 1 has no Rules"),
         (b'[{"ID":"","Name":"n","Type":"client","Rules":""}]', "row 1 has an empty ID"),
         (b"[5]", "row 1 is not an object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'[{"a":' * 50_000, "nested too deeply"),
+        (b'[{"ID":"the-id","Name":"n","Type":"nonsense","Rules":""}]', "stopped at row 1, 0 ACLs written before it: "),
     ],
 )
 def test_bad_acl_input_is_named_without_the_id(locked, text, words):
@@ -153,6 +156,27 @@ def test_bad_acl_input_is_named_without_the_id(locked, text, words):
     assert words in said
     assert "the-id" not in said
     assert tokens(locked) == before
+
+
+@pytest.mark.parametrize("row", ["5", "{}", '{"ID": 5}', "null"])
+def test_odd_acls_of_a_server_are_one_line(own, proxy_of_own, row):
+    proxy_of_own.fault = lambda seen: (200, f"[{row}]".encode()) if seen.path == "/v1/acl/list" else None
+    for words in ("restore", "backup"):
+        assert "/v1/acl/list: wanted ACLs" in fails(proxy_of_own.address, "acl", words, input=b"[]")
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 980, 1100, 100_000])
+def test_acls_that_are_nested_deeply_are_written_or_refused(own, proxy_of_own, tmp_path, depth):
+    """What can be decoded may be too deep to be written with indents."""
+    text = '[{"ID": "a", "b": ' + "[" * depth + "]" * depth + "}]"
+    proxy_of_own.fault = lambda seen: (200, text.encode()) if seen.path == "/v1/acl/list" else None
+    path = tmp_path / "acl.json"
+    done = consulate(proxy_of_own.address, "acl", "backup", "-p", "-f", path)
+    if depth == 100 or done.returncode == 0:
+        assert "".join(path.read_text().split()) == text.replace(" ", "")
+    else:
+        assert (done.returncode, done.stderr.count(b"\n"), os.listdir(tmp_path)) == (1, 1, [])
+        assert b"nested too deeply" in done.stderr or b"wanted JSON" in done.stderr
 
 
 def test_acls_need_a_token_and_acls(agent, locked):

@@ -289,6 +289,19 @@ def test_a_missing_file_is_one_line(agent):
     assert "No such file" in fails(agent.address, "kv", "backup", "-f", "/nowhere/backup.json")
 
 
+def test_input_that_does_not_wait_is_waited_for(agent, curl):
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    process = subprocess.Popen([COMMAND, "kv", "restore"], stdin=reader, env=environment(agent.address))
+    with open(writer, "wb", buffering=0) as file:
+        file.write(b'[["a",0,"x"],')
+        time.sleep(0.5)
+        file.write(b'["b",0,"' + b"y" * 60000 + b'"]]')
+    os.close(reader)
+    assert process.wait(60) == 0
+    assert curl.tree() == {"a": b"x", "b": b"y" * 60000}
+
+
 # -- again, without replacing, pruning -----------------------------------------------------------------------------
 
 
@@ -484,7 +497,8 @@ def test_a_backup_that_fails_leaves_no_half_file(agent, curl, proxy, tmp_path, f
     assert "it ends too early" in fails(agent.address, "kv", "restore", "-p", input=done.stdout)
 
 
-def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path, number):
     proxy.fault = lambda seen: 30
     process = subprocess.Popen(
         [COMMAND, "kv", "backup", "-f", str(tmp_path / "backup.json")], env=environment(proxy.address)
@@ -492,8 +506,8 @@ def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path):
     deadline = time.monotonic() + 60
     while not os.listdir(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
     assert os.listdir(tmp_path) == []
 
 

@@ -49,7 +49,9 @@ def add_commands(commands: Any) -> None:
     get = group.add_parser("get", help="print a value")
     get.add_argument("key", type=terminal.key)
     get.add_argument("-r", "--recurse", action="store_true", help="print all keys that begin with it, and their values")
-    get.add_argument("-t", "--trim", metavar="LEVELS", type=int, default=0, help="levels to leave out of printed keys")
+    get.add_argument(
+        "-t", "--trim", metavar="LEVELS", type=_levels, default=0, help="levels to leave out of printed keys"
+    )
     get.set_defaults(run=_get)
 
     put = group.add_parser("set", help="set a value and keep the flags")
@@ -62,6 +64,12 @@ def add_commands(commands: Any) -> None:
         remove.add_argument("key", type=terminal.key)
         remove.add_argument("-r", "--recurse", action="store_true", help="delete all keys that begin with it")
         remove.set_defaults(run=_rm)
+
+
+def _levels(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of levels")
+    return int(text)
 
 
 def _backup(consul: Consul, arguments: argparse.Namespace) -> int:
