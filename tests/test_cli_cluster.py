@@ -272,18 +272,19 @@ def lives(pid):
     ],
 )
 def test_no_child_of_the_command_outlives_the_lock(agent, curl, tmp_path, script, number):
-    pids, noted = tmp_path / "pids", tmp_path / "noted"
+    pids, noted, ready = tmp_path / "pids", tmp_path / "noted", tmp_path / "ready"
     work = tmp_path / "work"
     # It ends slowly, so that a lock that is given back at once is seen.
     work.write_text(f"""trap 'sleep 0.5; curl -s "{agent.url}/kv/jobs/g?raw" -o /dev/null -w "%{{http_code}}" >{noted}
 exit' TERM HUP
+touch {ready}
 while :; do sleep 0.05; done""")
     text = script.format(work=f"sh {work}", pids=pids)
     if "exit 5" in text:
         text = f"({text}); while :; do sleep 0.05; done"
     with running(agent, "jobs/g", text) as process:
-        wait_for(lambda: pids.exists() and pids.read_text().strip() and lives(pids.read_text()))
-        time.sleep(0.2)  # until the trap is set
+        wait_for(lambda: ready.exists() and pids.exists() and pids.read_text().strip())
+        assert lives(pids.read_text())
         process.send_signal(number)
         assert process.wait(LIMIT) in (0, 128 + number)
         assert not lives(pids.read_text())
