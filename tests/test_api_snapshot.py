@@ -1,5 +1,6 @@
 """Snapshots of a real Consul, checked with curl and `consul snapshot`; broken answers come from a proxy or a socket."""
 
+import gc
 import gzip
 import io
 import os
@@ -18,6 +19,8 @@ from support.proxy import Proxy
 from support.server import Server
 
 from consulfs import consulate
+from consulfs.consulate.adapters import MAX_CONNECTIONS
+from consulfs.consulate.api.snapshot import Archive
 
 MASTER = "11111111-2222-3333-4444-666666666666"
 LARGE = 1 << 19
@@ -107,6 +110,76 @@ def test_an_unread_stream_lets_its_connection_go(own, consul, curl):
             archive.read(1)
         archive.close()
     assert consul.status.leader()
+
+
+def leave(stream):
+    pass
+
+
+def read_all(stream):
+    stream.read() if hasattr(stream, "read") else list(stream)
+
+
+def read_pieces(stream):
+    while isinstance(stream, Archive) and stream.read(1000):
+        pass
+
+
+def iterate(stream):
+    for _ in stream:
+        pass
+
+
+def begin(stream):
+    next(iter(stream))
+
+
+class Ring:
+    """Something that only the garbage collector can remove."""
+
+    def __init__(self, stream):
+        self.stream, self.itself = stream, self
+
+
+@pytest.mark.parametrize("use", [leave, read_all, read_pieces, iterate, begin, Ring])
+@pytest.mark.parametrize("kind", ["snapshot", "kv"])
+def test_a_stream_that_is_read_or_dropped_lets_its_connection_go(own, curl, kind, use):
+    for number in range(20):
+        curl.put(f"a/{number}", b"x" * 5000)
+    ask = {"snapshot": lambda: consul.snapshot.save(), "kv": lambda: consul.kv.stream("a")}[kind]
+    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
+        for _ in range(MAX_CONNECTIONS + 20):
+            use(ask())
+            if use is Ring:
+                gc.collect(0)
+        assert consul.status.leader()
+    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
+        kept = []
+        for _ in range(MAX_CONNECTIONS + 20):
+            kept.append(ask())  # read to the end, and neither closed nor dropped
+            iterate(kept[-1])
+        assert consul.status.leader()
+
+
+def test_what_is_left_may_be_read_after_an_iteration_and_the_end_comes_again(own, consul, curl):
+    whole = consul.snapshot.save().read()
+    with Proxy(own.port) as proxy:
+        host, port = proxy.address.split(":")
+        asked = consulate.Consul(host, int(port), timeout=10)
+        proxy.fault = lambda seen: (200, whole)
+        archive = asked.snapshot.save()
+        first = next(iter(archive))
+        assert first + archive.read() == whole
+        assert archive.read() == archive.read(5) == b""
+
+
+def test_a_page_is_no_success_of_a_restore(own, curl):
+    with Proxy(own.port) as proxy:
+        host, port = proxy.address.split(":")
+        consul = consulate.Consul(host, int(port), timeout=10)
+        proxy.fault = lambda seen: (200, b"<html>welcome</html>")
+        with pytest.raises(consulate.BadAnswer, match="PUT /v1/snapshot: wanted JSON"):
+            consul.snapshot.restore(b"x")
 
 
 def test_options_are_in_the_uri(own, curl):
@@ -240,6 +313,37 @@ def test_a_link_stays_a_link(consul, curl, tmp_path):
     consul.snapshot.save_to(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert inspect(tmp_path / "real")
+
+
+def test_a_fifo_is_written_as_it_is(consul, curl, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cat", str(tmp_path / "fifo")], stdout=subprocess.PIPE) as reader:
+        thread = threading.Thread(target=lambda: (tmp_path / "read").write_bytes(reader.stdout.read()))
+        thread.start()
+        size = consul.snapshot.save_to(tmp_path / "fifo")
+        thread.join()
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "read").stat().st_size == size
+    assert inspect(tmp_path / "read")
+    assert consul.snapshot.save_to("/dev/null") > 0
+    assert not os.path.isfile("/dev/null")
+
+
+def test_a_name_may_be_long_and_errors_name_it(consul, curl, tmp_path):
+    path = tmp_path / ("x" * 255)
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    assert consul.snapshot.save_to(path) == path.stat().st_size
+    assert path.stat().st_mode & 0o777 == 0o600
+    for wrong in (tmp_path / "nowhere" / "a", tmp_path, path / "a", tmp_path / ("x" * 256)):
+        with pytest.raises(OSError) as error:
+            consul.snapshot.save_to(wrong)
+        assert error.value.filename == str(wrong)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        consul.snapshot.save_to(tmp_path / "loop")
+    assert (tmp_path / "loop").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["loop", path.name]
 
 
 @pytest.mark.parametrize(

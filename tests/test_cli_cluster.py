@@ -1,12 +1,17 @@
 """`consulate acl`, `register`, `deregister`, `services` and `run_once`, as processes, on a real Consul."""
 
 import contextlib
+import fcntl
 import json
+import os
+import pty
 import signal
 import stat
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 from support.agent import Agent, die_with_parent
@@ -140,6 +145,9 @@ def test_legacy_tokens_are_backed_up_and_restored(locked, tmp_path):
         (b'[{"ID":"the-id","Name":"n","Type":"client"}]', "row 1 has no Rules"),
         (b'[{"ID":"","Name":"n","Type":"client","Rules":""}]', "row 1 has an empty ID"),
         (b"[5]", "row 1 is not an object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'[{"a":' * 50_000, "nested too deeply"),
+        (b'[{"ID":"the-id","Name":"n","Type":"nonsense","Rules":""}]', "stopped at row 1, 0 ACLs written before it: "),
     ],
 )
 def test_bad_acl_input_is_named_without_the_id(locked, text, words):
@@ -148,6 +156,27 @@ def test_bad_acl_input_is_named_without_the_id(locked, text, words):
     assert words in said
     assert "the-id" not in said
     assert tokens(locked) == before
+
+
+@pytest.mark.parametrize("row", ["5", "{}", '{"ID": 5}', "null"])
+def test_odd_acls_of_a_server_are_one_line(own, proxy_of_own, row):
+    proxy_of_own.fault = lambda seen: (200, f"[{row}]".encode()) if seen.path == "/v1/acl/list" else None
+    for words in ("restore", "backup"):
+        assert "/v1/acl/list: wanted ACLs" in fails(proxy_of_own.address, "acl", words, input=b"[]")
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 980, 1100, 100_000])
+def test_acls_that_are_nested_deeply_are_written_or_refused(own, proxy_of_own, tmp_path, depth):
+    """What can be decoded may be too deep to be written with indents."""
+    text = '[{"ID": "a", "b": ' + "[" * depth + "]" * depth + "}]"
+    proxy_of_own.fault = lambda seen: (200, text.encode()) if seen.path == "/v1/acl/list" else None
+    path = tmp_path / "acl.json"
+    done = consulate(proxy_of_own.address, "acl", "backup", "-p", "-f", path)
+    if depth == 100 or done.returncode == 0:
+        assert "".join(path.read_text().split()) == text.replace(" ", "")
+    else:
+        assert (done.returncode, done.stderr.count(b"\n"), os.listdir(tmp_path)) == (1, 1, [])
+        assert b"nested too deeply" in done.stderr or b"wanted JSON" in done.stderr
 
 
 def test_acls_need_a_token_and_acls(agent, locked):
@@ -179,6 +208,13 @@ def test_run_once_exits_as_the_command_does(agent, curl):
     assert "needs a command" in fails(agent.address, "run_once", "a")
     assert "needs a command" in fails(agent.address, "run_once", "a", "--")
     assert curl.keys() == []
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -218,6 +254,91 @@ def test_what_ends_run_once_is_for_the_command(agent, curl):
         assert process.wait(LIMIT) == 5
 
 
+def lives(pid):
+    """Whether a process runs still; a zombie does not."""
+    try:
+        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "{work} & echo $! >{pids}; echo begun; wait; true",
+        "sh -c 'echo begun; {work} & echo $! >{pids}; wait; true'; true",
+        "setsid {work} & echo $! >{pids}; echo begun; exit 5",  # its parent is gone already
+    ],
+)
+def test_no_child_of_the_command_outlives_the_lock(agent, curl, tmp_path, script, number):
+    pids, noted, ready = tmp_path / "pids", tmp_path / "noted", tmp_path / "ready"
+    work = tmp_path / "work"
+    # It ends slowly, so that a lock that is given back at once is seen.
+    work.write_text(f"""trap 'sleep 0.5; curl -s "{agent.url}/kv/jobs/g?raw" -o /dev/null -w "%{{http_code}}" >{noted}
+exit' TERM HUP
+touch {ready}
+while :; do sleep 0.05; done""")
+    text = script.format(work=f"sh {work}", pids=pids)
+    if "exit 5" in text:
+        text = f"({text}); while :; do sleep 0.05; done"
+    with running(agent, "jobs/g", text) as process:
+        wait_for(lambda: ready.exists() and pids.exists() and pids.read_text().strip())
+        assert lives(pids.read_text())
+        process.send_signal(number)
+        assert process.wait(LIMIT) in (0, 128 + number)
+        assert not lives(pids.read_text())
+        assert noted.read_text() == "200"
+    assert curl.keys() == []
+
+
+def test_a_command_that_ends_by_itself_may_leave_something_behind(agent, curl, tmp_path):
+    pids = tmp_path / "pids"
+    assert ok(agent.address, "run_once", "jobs/h", f"sleep 100 >/dev/null 2>&1 & echo $! >{pids}") == b""
+    assert lives(pids.read_text())
+    os.kill(int(pids.read_text()), signal.SIGKILL)
+
+
+def test_what_was_ignored_stays_ignored(agent, curl):
+    script = "kill -HUP $PPID; kill -HUP $$; echo still here"
+    command = ["nohup", COMMAND, "run_once", "jobs/i", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, env=environment(agent.address), timeout=LIMIT)
+    assert (done.returncode, done.stdout) == (0, b"still here\n")
+
+
+def test_the_terminal_is_the_commands(agent, curl):
+    """It reads from it and Ctrl-C reaches it."""
+    script = "trap 'echo caught; exit 4' INT; read line; echo got $line; while :; do sleep 0.05; done"
+    main, child = pty.openpty()
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [COMMAND, "run_once", "jobs/j", "sh", "-c", script],
+        stdin=child, stdout=child, stderr=child, env=environment(agent.address), preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(child)
+    said = b""
+    with open(main, "r+b", buffering=0) as terminal:
+        terminal.write(b"hello\n")
+        while b"got hello" not in said:
+            said += terminal.read(1000)
+        terminal.write(b"\x03")
+        with contextlib.suppress(OSError):
+            while piece := terminal.read(1000):
+                said += piece
+    assert process.wait(LIMIT) == 4
+    assert b"caught" in said
+
+
+def test_a_lock_has_a_name(agent, curl):
+    for name in ("", "/"):
+        assert "needs the name of a lock" in fails(agent.address, "run_once", name, "echo", "no")
+    assert curl.keys() == []
+
+
 def test_run_once_does_not_run_again_within_the_interval(agent, curl):
     assert ok(agent.address, "run_once", "-i", "100", "jobs/e", "echo", "ran") == b"ran\n"
     assert curl.keys() == ["jobs/e_last_run"]
@@ -228,7 +349,7 @@ def test_run_once_does_not_run_again_within_the_interval(agent, curl):
     curl.put("jobs/e_last_run", b"%d" % (time.time() - 101))
     assert ok(agent.address, "run_once", "-i", "100", "jobs/e", "echo", "ran") == b"ran\n"
     assert int(curl.get("jobs/e_last_run")) > time.time() - 100
-    assert ok(agent.address, "run_once", "-i", "5m", "jobs/e", "echo", "ran").startswith(b"Last run")
+    assert ok(agent.address, "run_once", "-i", "5m", "jobs/e", "echo", "ran") == said.replace(b"100", b"300")
     curl.put("jobs/e_last_run", b"yesterday")
     assert "jobs/e_last_run holds no time" in fails(agent.address, "run_once", "-i", "1", "jobs/e", "echo", "no")
     assert "not a duration" in fails(agent.address, "run_once", "-i", "soon", "jobs/e", "echo", "no")

@@ -158,6 +158,23 @@ def test_output_that_cannot_be_written_is_one_line(agent, curl):
         assert (done.returncode, done.stderr) == (1, b"consulate: stdin and stdout must be open\n")
 
 
+def test_a_closed_stderr_changes_nothing_else(agent, curl, tmp_path):
+    curl.put("a", b"x")
+    for words, status, out in (
+        ("kv get a", 0, b"x\n"),
+        ("kv get b", 1, b""),
+        (f"kv backup -f {tmp_path}/b", 0, b""),
+        ("kv backup", 0, b'[["a", 0, "x"]]\n'),
+        (f"kv restore -f {tmp_path}/b", 0, b""),
+        ("kv restore -f /nowhere/b", 1, b""),
+        ("kv nothing", 2, b""),
+        ("run_once lock echo yes", 0, b"yes\n"),
+    ):
+        command = ["sh", "-c", f"{COMMAND} {words} 2>&-"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, env=environment(agent.address), timeout=60)
+        assert (done.returncode, done.stdout) == (status, out), words
+
+
 def test_ctrl_c_ends_with_130(proxy):
     process = subprocess.Popen(
         [COMMAND, "kv", "restore"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(proxy.address)
@@ -170,7 +187,17 @@ def test_ctrl_c_ends_with_130(proxy):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["kv"], ["kv", "nothing"], ["acl"], ["--api-port", "x", "kv", "ls"], ["kv", "get"]]
+    "words",
+    [
+        [],
+        ["kv"],
+        ["kv", "nothing"],
+        ["acl"],
+        ["--api-port", "x", "kv", "ls"],
+        ["kv", "get"],
+        ["kv", "get", "-r", "-t", "-1", "a"],
+        ["kv", "get", "-r", "-t", "x", "a"],
+    ],
 )
 def test_a_wrong_call_is_status_2(words):
     done = consulate("", *words)
@@ -236,6 +263,15 @@ def test_bad_addresses(words, text):
     with pytest.raises(BadAddress) as caught:
         connection.address(arguments.api_scheme, arguments.api_host, arguments.api_port, {"CONSUL_HTTP_ADDR": text})
     assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_the_option_is_refused_and_not_shown():
+    for host in ("user:secret@host", "http://user:secret@host", "unix://user:secret@host"):
+        for more in ((), ("--api-scheme", "http+unix")):
+            said = fails("", *more, "--api-host", host, "kv", "ls")
+            assert "no user or password" in said
+            assert "secret" not in said
+    assert connection.address(None, "/run/a@b.sock", None, {}).host == "/run/a@b.sock"
 
 
 def test_variables_for_tls_and_http_are_read():

@@ -115,7 +115,7 @@ def test_a_backup_by_file_is_the_same_store(agent, curl, second, other, tmp_path
 
 
 def test_a_backup_looks_as_the_original_writes_it(agent, curl):
-    assert consulate(agent.address, "kv", "backup").stdout == b"[]\n"
+    assert ok(agent.address, "kv", "backup", "--allow-empty") == b"[]\n"
     fill(curl, {"a": (b"1", 0), "b": (b"", 3), "ü": ("ä".encode(), 0)})
     wanted = [["a", 0, "1"], ["b", 3, None], ["ü", 0, "ä"]]
     assert ok(agent.address, "kv", "backup").decode() == json.dumps(wanted) + "\n"
@@ -146,10 +146,21 @@ def test_a_folder_is_backed_up_with_relative_names_and_restored_elsewhere(agent,
     assert found == {"barrier": 0} | {"bar" + rest: flags for rest, flags in below.items()}
 
 
-def test_a_folder_that_is_not_there_gives_an_empty_backup_and_a_word(agent, curl):
+def test_a_backup_of_nothing_replaces_and_empties_nothing(agent, curl, tmp_path):
+    path = tmp_path / "backup.json"
+    path.write_text("the old one")
+    assert "there are no keys" in fails(agent.address, "kv", "backup", "-f", path)
+    curl.put("nowhere-else", b"stays")
     done = consulate(agent.address, "kv", "backup", "nowhere")
-    assert (done.returncode, done.stdout) == (0, b"[]\n")
+    assert (done.returncode, done.stdout) == (1, b"")
     assert b"no key 'nowhere' and none below it" in done.stderr
+    fails(agent.address, "kv", "restore", "-p", input=done.stdout)
+    assert curl.tree() == {"nowhere-else": b"stays"}
+    assert path.read_text() == "the old one"
+    ok(agent.address, "kv", "backup", "--allow-empty", "-f", path, "nowhere")
+    assert path.read_text() == "[]\n"
+    with library.Consul("127.0.0.1", agent.port) as consul, pytest.raises(transfer.NothingFound):
+        transfer.backup(consul, io.BytesIO(), "nowhere")
 
 
 def test_rows_of_all_forms_are_restored(agent, curl, other, second):
@@ -186,6 +197,19 @@ def test_a_key_that_json_cannot_name_makes_no_backup(agent, curl, tmp_path):
     assert (done.returncode, done.stdout) == (1, b"Pruning old\n")
     assert b"is not UTF-8" in done.stderr
     assert curl.keys() == ["a\ufffdb"]
+
+
+def test_a_key_that_json_cannot_name_is_not_taken_for_the_one_that_it_is_shown_as(agent, curl):
+    curl.put("a\ufffdb", b"named")
+    saved = ok(agent.address, "kv", "backup")
+    assert curl("PUT", "kv/a%ffb", b"nameless")[0] == 200
+    assert curl.keys() == ["a\ufffdb"] * 2
+    assert "is not UTF-8" in fails(agent.address, "kv", "backup")
+    for text in (saved, b"[]"):
+        done = consulate(agent.address, "kv", "restore", "-p", input=text)
+        assert done.returncode == 1
+        assert b"is not UTF-8" in done.stderr
+    assert json.loads(curl("GET", "kv/?recurse")[1])[0]["Value"] == base64.b64encode(b"nameless").decode()
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
@@ -263,6 +287,19 @@ def test_halves_of_characters_are_found_wherever_the_input_is_cut():
 def test_a_missing_file_is_one_line(agent):
     assert "No such file" in fails(agent.address, "kv", "restore", "-f", "/nowhere/backup.json")
     assert "No such file" in fails(agent.address, "kv", "backup", "-f", "/nowhere/backup.json")
+
+
+def test_input_that_does_not_wait_is_waited_for(agent, curl):
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    process = subprocess.Popen([COMMAND, "kv", "restore"], stdin=reader, env=environment(agent.address))
+    with open(writer, "wb", buffering=0) as file:
+        file.write(b'[["a",0,"x"],')
+        time.sleep(0.5)
+        file.write(b'["b",0,"' + b"y" * 60000 + b'"]]')
+    os.close(reader)
+    assert process.wait(60) == 0
+    assert curl.tree() == {"a": b"x", "b": b"y" * 60000}
 
 
 # -- again, without replacing, pruning -----------------------------------------------------------------------------
@@ -349,6 +386,38 @@ def test_passing_failures_are_endured(curl, proxy, fault):
     assert entries_of(curl) == entries
 
 
+@pytest.mark.parametrize("fault", ["cut", (500, b"No cluster leader"), (429, b"slow down")])
+def test_the_first_requests_are_patient_too(curl, proxy, fault):
+    paths = set()
+
+    def fails_once(seen):
+        path = seen.path.split("?")[0]
+        before = path in paths
+        paths.add(path)
+        return None if before else fault
+
+    curl.put("old")
+    proxy.fault = fails_once
+    assert ok(proxy.address, "kv", "restore", "-p", input=b'[["a",0,"x"]]') == b"Pruning old\n"
+    assert {"/v1/agent/self", "/v1/kv/", "/v1/txn"} <= paths
+    assert curl.tree() == {"a": b"x"}
+
+
+def test_nobody_there_is_told_at_once(agent):
+    with library.Consul("127.0.0.1", 1) as consul, pytest.raises(library.ConnectFailed):
+        transfer.restore(consul, io.BytesIO(b"[]"), patience=10**6)
+
+
+@pytest.mark.parametrize(
+    "config", [None, [], "x", *({"TxnMaxReqLen": each} for each in ("many", -1, 0, [1], 1.5, True))]
+)
+def test_a_limit_that_is_none_is_the_default(curl, proxy, config):
+    body = json.dumps({"DebugConfig": config}).encode()
+    proxy.fault = lambda seen: (200, body) if seen.path == "/v1/agent/self" else None
+    ok(proxy.address, "kv", "restore", input=b'[["a",0,"x"]]')
+    assert curl.tree() == {"a": b"x"}
+
+
 def test_a_restore_that_was_killed_goes_on_when_it_is_run_again(curl, proxy):
     entries = {**many(1000), **ODD}
     saved = backup_of(entries)
@@ -428,7 +497,8 @@ def test_a_backup_that_fails_leaves_no_half_file(agent, curl, proxy, tmp_path, f
     assert "it ends too early" in fails(agent.address, "kv", "restore", "-p", input=done.stdout)
 
 
-def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path, number):
     proxy.fault = lambda seen: 30
     process = subprocess.Popen(
         [COMMAND, "kv", "backup", "-f", str(tmp_path / "backup.json")], env=environment(proxy.address)
@@ -436,8 +506,8 @@ def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path):
     deadline = time.monotonic() + 60
     while not os.listdir(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
     assert os.listdir(tmp_path) == []
 
 
@@ -452,6 +522,8 @@ def test_a_backup_file_keeps_its_mode_and_its_symlink(agent, curl, tmp_path):
     assert real.stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "link.json").is_symlink()
     assert ok(agent.address, "kv", "backup", "-f", "/dev/stdout") == b'[["a", 0, "x"]]\n'
+    ok(agent.address, "kv", "backup", "-f", tmp_path / ("x" * 255))
+    assert "'/nowhere/backup.json'" in fails(agent.address, "kv", "backup", "-f", "/nowhere/backup.json")
 
 
 # -- the terminal --------------------------------------------------------------------------------------------------

@@ -74,6 +74,14 @@ def test_one_wrong_character_does_not_have_the_rest_read():
     assert reads < 3
 
 
+def test_a_source_that_does_not_wait_has_not_ended():
+    pieces = iter([b"[1, ", None])
+    found = jsonlist.elements(lambda size: next(pieces))
+    assert next(found) == 1
+    with pytest.raises(BlockingIOError, match="does not wait"):
+        next(found)
+
+
 def test_it_reads_no_further_than_it_must():
     """The first elements are given before the last have come, and one large element is read in few steps."""
     reads = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 CHUNK = 1 << 16
 """Characters that are read at once."""
@@ -117,7 +117,9 @@ class _Text:
         if self._ended:
             return False
         self._text, self._at = self._text[self._at :], 0
-        data = self._read(max(CHUNK, len(self._text)))
+        data: Optional[bytes] = self._read(max(CHUNK, len(self._text)))
+        if data is None:  # as Python's files do; it is not the end
+            raise BlockingIOError("the source does not wait: make it blocking")
         self._ended = not data
         self._text += self._decode(data, self._ended)
         return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from json import loads
 from typing import Any, Callable, Optional, TypeVar
 
@@ -119,7 +122,9 @@ _JSON_NAMES: dict[type, str] = {list: "list", dict: "object", str: "string", boo
 
 
 class Stream:
-    """One answer whose body is read piece by piece. A context manager; holds a connection until it is closed.
+    """One answer whose body is read piece by piece. A context manager.
+
+    It holds a connection until its body is at its end or has failed, it is closed, or nobody has it any more.
 
     :ivar what: what was asked, for messages; "" where nobody has said so
     """
@@ -132,28 +137,56 @@ class Stream:
         self._answer = answer
         self._base = base
         self._release: Optional[Callable[[], None]] = release
+        self._dropped = weakref.finalize(self, _end_elsewhere, answer, release)
+        self._dropped.atexit = False
 
     def read(self, size: Optional[int] = None) -> bytes:
         """Up to `size` bytes, fewer only at the end; everything where none is given.
 
         :raises ConnectionBroken: the connection ended before the body did
         """
-        with translated(self._base, self.what):
-            return self._answer.read(size if size is None or size >= 0 else None)
+        wanted = None if size is None or size < 0 else size
+        with self._closed_by_failure(), translated(self._base, self.what):
+            piece = self._answer.read(wanted)
+        if wanted is None or len(piece) < wanted:
+            self.close()
+        return piece
 
     def __iter__(self) -> Iterator[bytes]:
         """The body in pieces as they arrive."""
-        with translated(self._base, self.what):
+        with self._closed_by_failure(), translated(self._base, self.what):
             yield from self._answer.stream(1 << 16)
+        self.close()
 
     def close(self) -> None:
+        self._dropped.detach()
         release, self._release = self._release, None
         if release is not None:
-            self._answer.close()  # what was not read would be taken for the next answer
-            release()
+            _end(self._answer, release)
+
+    @contextmanager
+    def _closed_by_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # not where an iteration is left: the rest may be read still
+            self.close()
+            raise
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(answer: urllib3.BaseHTTPResponse, release: Callable[[], None]) -> None:
+    try:
+        answer.close()  # what was not read would be taken for the next answer
+    finally:
+        release()
+
+
+def _end_elsewhere(answer: urllib3.BaseHTTPResponse, release: Callable[[], None]) -> None:
+    """In a thread of its own: the garbage collector may run in one that is just taking the lock for `release`."""
+    with suppress(RuntimeError):  # the interpreter ends
+        _thread.start_new_thread(_end, (answer, release))

@@ -8,12 +8,9 @@ it stopped. Measured on Consul 1.8.7: at most 64 operations and 512 KiB in a tra
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Callable, Optional, TypeVar
@@ -26,6 +23,7 @@ from consulfs.consulate.client import Consul
 from consulfs.consulate.exceptions import (
     BadAnswer,
     ClientError,
+    ConnectFailed,
     ConsulateException,
     RequestError,
     ServerError,
@@ -58,6 +56,10 @@ class RestoreStopped(ConsulateException):
     def __init__(self, message: str, counts: Counts) -> None:
         super().__init__(message)
         self.counts = counts
+
+
+class NothingFound(ConsulateException):
+    """There is no key to back up, or none that the token may read. Restored with pruning, `[]` would empty a store."""
 
 
 @dataclass
@@ -109,9 +111,15 @@ def absolute(base: str, name: str) -> str:
     return base + name if not name or name.startswith("/") else f"{base}/{name}"
 
 
-def is_named(kv: KV, key: str) -> bool:
-    """Whether a key that Consul showed is one: JSON cannot name a key that is not UTF-8, and shows another."""
-    return UNREPRESENTABLE not in key or bool(kv.read_many([key]))
+def is_named(kv: KV, shown: Record) -> bool:
+    """Whether a key that Consul showed is one: JSON cannot name a key that is not UTF-8, and shows another.
+
+    That other one may be there too. But each key that JSON cannot name was created by a write of its own.
+    """
+    if UNREPRESENTABLE not in shown.key:
+        return True
+    found = kv.read_many([shown.key]).get(shown.key)
+    return found is not None and found.create_index == shown.create_index
 
 
 # -- backup --------------------------------------------------------------------------------------------------------
@@ -124,71 +132,32 @@ def backup(
     as_base64: bool = False,
     pretty: bool = False,
     on_row: Optional[Callable[[], object]] = None,
+    allow_empty: bool = False,
 ) -> int:
     """Write a backup of all keys, or of a base and what is below it; the number of keys.
 
     One answer to one request, read while it is written: the state of one moment, in bounded memory.
 
+    :param allow_empty: where there is no key, write the empty list
     :raises BadBackup: there is a key that JSON cannot name
+    :raises NothingFound: there is no key; nothing is written
     """
 
     def records() -> Iterator[Record]:
+        found = False
         for record in consul.kv.stream(base):
             if not covers(base, record.key):
                 continue
-            if not is_named(consul.kv, record.key):
+            if not is_named(consul.kv, record):
                 raise BadBackup(f"the key shown as {record.key!r} is not UTF-8, so that no backup in JSON can name it")
             yield Record(relative(base, record.key), record.value, record.flags)
+            found = True
             if on_row is not None:
                 on_row()
+        if not (found or allow_empty):
+            raise NothingFound(f"no key {base!r} and none below it" if base else "there are no keys")
 
     return rows.write(records(), out, as_base64, pretty)
-
-
-@contextmanager
-def replacing(path: str, mode: Optional[int] = None) -> Iterator[IO[bytes]]:
-    """A file that gets its name when all of it is written and safe; until then the old one stays.
-
-    What is not a regular file, such as /dev/stdout, is written as it is.
-
-    :param mode: of a new file; by the umask where none is given. An old one's is kept.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as file:
-            yield file
-        return
-    path = os.path.realpath(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fchmod(descriptor, _mode(path, mode))
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync_folder(os.path.dirname(path))
-
-
-def _mode(path: str, mode: Optional[int]) -> int:
-    try:
-        return os.stat(path).st_mode & 0o7777
-    except FileNotFoundError:
-        if mode is not None:
-            return mode
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return 0o666 & ~umask
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -- restore -------------------------------------------------------------------------------------------------------
@@ -247,15 +216,22 @@ class Restore:
     def introduce(self) -> None:
         """Ask for the server's limit. Nobody there is told at once, before anything is done."""
         try:
-            config = self._consul.agent.self().get("DebugConfig") or {}
-            self.txn_limit = int(config.get("TxnMaxReqLen") or self.txn_limit)
+            said = self._patiently(self._consul.agent.self, is_first=True)
         except ClientError:
-            pass  # no agent:read for this token, or only keys can be reached: Consul's default
+            return  # no agent:read for this token, or only keys can be reached: Consul's default
+        config = said.get("DebugConfig")
+        limit = config.get("TxnMaxReqLen") if isinstance(config, dict) else None
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            self.txn_limit = limit
 
     def index(self) -> int:
         """An index that no key (below the base) exceeds now."""
-        self._kv.names(self._base if travels_in_url(self._base) and self._base.isascii() else "", "/")
-        index = self._kv.meta.index
+
+        def ask() -> Optional[int]:
+            self._kv.names(self._base if travels_in_url(self._base) and self._base.isascii() else "", "/")
+            return self._kv.meta.index
+
+        index = self._patiently(ask)
         if index is None:
             raise BadAnswer("Consul tells no index, so that nothing can be pruned safely")
         return index
@@ -312,10 +288,12 @@ class Restore:
         found, nameless = [], []
         self.counts.changed = 0
         for record in self._kv.stream(self._base):
-            if not covers(self._base, record.key) or _digest(record.key) in kept:
+            if not covers(self._base, record.key):
                 continue
-            if not is_named(self._kv, record.key):
+            if not is_named(self._kv, record):
                 nameless.append(record.key)
+            elif _digest(record.key) in kept:
+                continue
             elif record.modify_index is None or record.modify_index > began:
                 self.counts.changed += 1
             else:
@@ -429,8 +407,11 @@ class Restore:
 
     # -- patience ----------------------------------------------------------------------------------------------
 
-    def _patiently(self, act: Callable[[], T]) -> T:
-        """Do it again while it fails in a way that may pass, until `patience` is over."""
+    def _patiently(self, act: Callable[[], T], is_first: bool = False) -> T:
+        """Do it again while it fails in a way that may pass, until `patience` is over.
+
+        :param is_first: where the very first request meets nobody, the address may be wrong: that is told at once
+        """
         pause, deadline = 0.1, time.monotonic() + self._patience
         while True:
             try:
@@ -438,6 +419,9 @@ class Restore:
             except ConsulateException as error:
                 if not may_pass(error) or time.monotonic() + pause > deadline:
                     raise
+                if is_first and isinstance(error, ConnectFailed):
+                    raise
+                is_first = False
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, MAX_PAUSE)
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import IO, Optional, Union
 
-from consulfs.consulate.adapters import Stream
+from consulfs.consulate.adapters import Response, Stream
 from consulfs.consulate.api.base import Endpoint, Params
 from consulfs.consulate.exceptions import BadAnswer
+from consulfs.consulate.files import replacing
 
-PIECE = 1 << 16
+OWNER_ONLY = 0o600
 _INFLATED_AT_ONCE = 1 << 20
 
 
 class Archive:
-    """A snapshot while it arrives. A context manager; holds a connection until it is closed.
+    """A snapshot while it arrives. A context manager; holds a connection until all is read or it is closed or dropped.
 
     It can be read like a file and iterated over. What comes is checked on the way: whoever has reached its end without
     an exception has the whole archive.
@@ -99,12 +98,13 @@ class Snapshot(Endpoint):
         """As `save`, into a file; its size.
 
         :param target: an open binary file, or a path. There a file appears, or replaces an older one, when all of it is
-            written and checked, and for its owner only, since it holds secrets; until then nothing changes there
+            written and checked, and for its owner only, since it holds secrets; until then nothing changes there. A
+            FIFO or a device is written as it is
         """
         with self.save(stale, dc=dc, timeout=timeout) as archive:
             if not isinstance(target, (str, os.PathLike)):
                 return _copy(archive, target)
-            with _replacing(os.path.realpath(target)) as file:
+            with replacing(os.fspath(target), OWNER_ONLY, keeps_mode=False) as file:
                 return _copy(archive, file)
 
     def restore(
@@ -118,6 +118,7 @@ class Snapshot(Endpoint):
 
         :param source: an archive, an open binary file with one, or its path; files are sent piece by piece
         :raises ServerError: it is no snapshot
+        :raises BadAnswer: what answered is not Consul, so that perhaps nothing was restored
         :raises ValueError: the file is open as text
         """
         if isinstance(source, (str, os.PathLike)):
@@ -127,8 +128,7 @@ class Snapshot(Endpoint):
         if isinstance(text, io.TextIOBase):
             raise ValueError("a snapshot is read from a file that is open as binary, not as text")
         with self._stream("PUT", "snapshot", {"dc": dc or self._datacenter}, source, timeout) as answer:
-            answer.read()
-        return True
+            return Response(answer.status_code, answer.read(), answer.headers, answer.what).as_done()
 
 
 def _copy(archive: Archive, file: IO[bytes]) -> int:
@@ -137,24 +137,3 @@ def _copy(archive: Archive, file: IO[bytes]) -> int:
         file.write(piece)
         size += len(piece)
     return size
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A new file that is at `path` after the block, safe on the disk; after one that fails, nothing is."""
-    folder = os.path.dirname(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)

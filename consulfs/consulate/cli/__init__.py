@@ -15,7 +15,7 @@ import urllib3
 
 from consulfs._version import __version__
 from consulfs.consulate import ConsulateException
-from consulfs.consulate.cli import acl, connection, kv, run_once, services
+from consulfs.consulate.cli import acl, connection, kv, run_once, services, terminal
 
 COMMANDS = (acl, kv, services, run_once)
 
@@ -40,18 +40,25 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; the exit status."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # it was closed: words go nowhere, and not to what else has its number
     arguments = parser().parse_args(argv)
     warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # CONSUL_HTTP_SSL_VERIFY=false says so
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, _end)
     try:
         status = _run(arguments)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
         status = BROKEN_PIPE
+    except RecursionError:
+        terminal.note("the input, or an answer, is nested too deeply")
+        status = 1
     except (ConsulateException, ValueError, OSError) as error:
-        print(f"consulate: {' '.join(str(error).split())}", file=sys.stderr)
+        terminal.note(" ".join(str(error).split()))
         status = 1
     if status in (1, BROKEN_PIPE):
         _drop_output()

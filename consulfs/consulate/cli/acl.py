@@ -8,6 +8,7 @@ from typing import Any
 
 from consulfs.consulate.cli import terminal
 from consulfs.consulate.client import Consul
+from consulfs.consulate.exceptions import BadAnswer, ConsulateException
 
 FIELDS = ("ID", "Name", "Type", "Rules")
 
@@ -29,7 +30,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _backup(consul: Consul, arguments: argparse.Namespace) -> int:
-    found = consul.acl.list()
+    found = _listed(consul)
     layout: dict[str, Any] = {"indent": 2, "separators": (",", ": ")} if arguments.pretty else {}
     with terminal.output(arguments.file, terminal.SECRET) as out:
         out.write(json.dumps(found, sort_keys=True, **layout).encode() + b"\n")
@@ -39,7 +40,7 @@ def _backup(consul: Consul, arguments: argparse.Namespace) -> int:
 def _restore(consul: Consul, arguments: argparse.Namespace) -> int:
     with terminal.source(arguments.file) as file:
         rows = checked(file.read())
-    known = {each["ID"]: each for each in consul.acl.list()}
+    known = {each["ID"]: each for each in _listed(consul)}
     written = 0
     for number, row in enumerate(rows, 1):
         there = known.get(row["ID"])
@@ -48,12 +49,19 @@ def _restore(consul: Consul, arguments: argparse.Namespace) -> int:
             continue
         try:
             consul.acl.update(row["ID"], row["Name"], row["Type"], row["Rules"])
-        except Exception:
-            terminal.note(f"stopped at row {number}: {written} ACLs written before it")
-            raise
+        except (ConsulateException, ValueError) as error:
+            words = f"stopped at row {number}, {written} ACLs written before it: {error}"
+            raise ConsulateException(words) from error
         written += 1
     terminal.line(b"%d ACLs written" % written)
     return 0
+
+
+def _listed(consul: Consul) -> list[dict[str, Any]]:
+    found = consul.acl.list()
+    if not all(isinstance(each, dict) and isinstance(each.get("ID"), str) for each in found):
+        raise BadAnswer("GET /v1/acl/list: wanted ACLs, each with an ID")
+    return found
 
 
 def checked(data: bytes) -> list[dict[str, str]]:
@@ -65,6 +73,8 @@ def checked(data: bytes) -> list[dict[str, str]]:
         rows = json.loads(data)
     except ValueError:
         raise ValueError("the input is not JSON") from None
+    except RecursionError:
+        raise ValueError("the input is nested too deeply") from None
     if not isinstance(rows, list):
         raise ValueError("the input is not a JSON list")
     for number, row in enumerate(rows, 1):

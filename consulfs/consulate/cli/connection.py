@@ -47,6 +47,8 @@ def address(scheme: Optional[str], host: Optional[str], port: Optional[int], env
     if found.path.strip("/"):
         raise BadAddress(f"Consul's address has a path, {found.path!r}, but its API has none before it")
     host = host.removeprefix("unix://") if host else None
+    if host and "@" in host and not host.startswith("/"):
+        raise BadAddress("no user or password in --api-host, which everybody can read: use CONSUL_HTTP_AUTH")
     if scheme == "http+unix" or (scheme is None and host and host.startswith("/")):
         return _socket(host or (found.host if found.port is None else ""))
     if found.port is None:

@@ -11,6 +11,7 @@ from typing import Any
 from consulfs.consulate import transfer
 from consulfs.consulate.cli import terminal
 from consulfs.consulate.client import Consul
+from consulfs.consulate.exceptions import ConsulateException
 
 
 def add_commands(commands: Any) -> None:
@@ -22,6 +23,7 @@ def add_commands(commands: Any) -> None:
     backup.add_argument("key", nargs="?", default="", type=terminal.key, help="only this key and what is below it")
     backup.add_argument("-b", "--base64", action="store_true", help="write the values as base64")
     backup.add_argument("-f", "--file", nargs="?", help="write this file instead of stdout, all of it or nothing")
+    backup.add_argument("--allow-empty", action="store_true", help="write an empty list where there is no key")
     backup.add_argument("-p", "--pretty", action="store_true", help="write it for people to read")
     backup.set_defaults(run=_backup)
 
@@ -47,7 +49,9 @@ def add_commands(commands: Any) -> None:
     get = group.add_parser("get", help="print a value")
     get.add_argument("key", type=terminal.key)
     get.add_argument("-r", "--recurse", action="store_true", help="print all keys that begin with it, and their values")
-    get.add_argument("-t", "--trim", metavar="LEVELS", type=int, default=0, help="levels to leave out of printed keys")
+    get.add_argument(
+        "-t", "--trim", metavar="LEVELS", type=_levels, default=0, help="levels to leave out of printed keys"
+    )
     get.set_defaults(run=_get)
 
     put = group.add_parser("set", help="set a value and keep the flags")
@@ -62,13 +66,21 @@ def add_commands(commands: Any) -> None:
         remove.set_defaults(run=_rm)
 
 
+def _levels(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of levels")
+    return int(text)
+
+
 def _backup(consul: Consul, arguments: argparse.Namespace) -> int:
     base = arguments.key.strip("/")
     on_screen = arguments.file is None and sys.stdout.isatty()
     with terminal.output(arguments.file) as out, terminal.bar("backup", hidden=on_screen) as progress:
-        count = transfer.backup(consul, out, base, arguments.base64, arguments.pretty, progress.update)
-    if not count:
-        terminal.note(f"no key {base!r} and none below it" if base else "there are no keys, or none that you may read")
+        options = (arguments.base64, arguments.pretty, progress.update, arguments.allow_empty)
+        try:
+            transfer.backup(consul, out, base, *options)
+        except transfer.NothingFound as error:
+            raise ConsulateException(f"{error}, or none that you may read: no backup (see --allow-empty)") from error
     return 0
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from typing import Any, Optional, Union
 
 from consulfs.consulate.cli import terminal
@@ -18,6 +22,8 @@ HELD = 2
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 """The exit statuses of a shell for a command that is not there or cannot be run."""
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def add_commands(commands: Any) -> None:
@@ -38,13 +44,15 @@ def _run(consul: Consul, arguments: argparse.Namespace) -> int:
     command = command[1:] if command[:1] == ["--"] else command
     if not command:
         raise ValueError("run_once needs a command")
+    if not arguments.lock.strip("/"):
+        raise ValueError("run_once needs the name of a lock")
     interval = None if arguments.interval is None else seconds(arguments.interval)
     status: Optional[int] = None
     consul.lock.prefix("")
     try:
         with consul.lock.acquire(arguments.lock):
             if interval is not None and not _due(consul, arguments.lock, interval):
-                terminal.line(f"Last run happened fewer than {arguments.interval} seconds ago. Exiting".encode())
+                terminal.line(f"Last run happened fewer than {interval:.15g} seconds ago. Exiting".encode())
                 return 0
             status = execute(command)
     except LockFailure as error:
@@ -82,38 +90,101 @@ def execute(command: list[str]) -> int:
             terminal.note(f"{command[0]}: {error.strerror}")
             return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
         signals.hand_to(child)
-        status = child.wait()
+        status = _wait(child, signals)
     return status if status >= 0 else 128 - status
 
 
+def _wait(child: subprocess.Popen[bytes], signals: _Signals) -> int:
+    """Until the command has ended; if it was ended by a signal from here, until all that it had started has."""
+    status: Optional[int] = None
+    while status is None or signals.handed_on:
+        try:
+            pid, raw = os.waitpid(-1, 0)  # orphans come to this process, so they are collected too
+        except ChildProcessError:
+            break
+        if pid == child.pid:
+            status = child.returncode = os.waitstatus_to_exitcode(raw)
+        signals.tell_orphans()
+    return status or 0
+
+
 class _Signals:
-    """While the command runs, SIGTERM and SIGHUP are for the command; Ctrl-C reaches it by the terminal."""
+    """While the command runs, SIGTERM and SIGHUP are for it and all that it has started; Ctrl-C reaches it by the
+    terminal. What was ignored (nohup) stays so.
+
+    No process group of its own: the command would not be in the terminal's foreground, and what is piped to or from it
+    not either. Instead this process adopts orphans while the command runs, so that none is out of sight.
+    """
 
     def __init__(self) -> None:
+        self.handed_on: list[int] = []
         self._child: Optional[subprocess.Popen[bytes]] = None
-        self._early: list[int] = []
+        self._told: set[int] = set()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
+        _adopt_orphans(True)
         for number, handler in (
             (signal.SIGTERM, self._hand_on),
             (signal.SIGHUP, self._hand_on),
             (signal.SIGINT, lambda *_: None),
         ):
-            self._before[number] = signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        _adopt_orphans(False)
 
     def hand_to(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
-        for number in self._early:
-            child.send_signal(number)
+        for number in self.handed_on:
+            self._tell(number, [child.pid])
+
+    def tell_orphans(self) -> None:
+        """A signal that was handed on is for those too that were started just then, if nobody else looks after them."""
+        if self.handed_on and self._child is not None:
+            own = [pid for pid, parent in _parents().items() if parent == os.getpid() and pid != self._child.pid]
+            self._tell(self.handed_on[-1], [pid for pid in own if pid not in self._told])
 
     def _hand_on(self, number: int, _frame: object) -> None:
-        if self._child is None:
-            self._early.append(number)
-        else:
-            self._child.send_signal(number)
+        self.handed_on.append(number)
+        if self._child is not None:
+            command = {self._child.pid} if self._child.returncode is None else set()
+            self._tell(number, command | _descendants())
+
+    def _tell(self, number: int, pids: Iterable[int]) -> None:
+        for pid in pids:
+            self._told.add(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or is another user's
+                os.kill(pid, number)
+
+
+def _adopt_orphans(whether: bool) -> None:
+    """Become the parent of every descendant whose own parent ends: prctl(2). Where there is no such call, do not."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(whether), 0, 0, 0)
+
+
+def _descendants() -> set[int]:
+    """The processes that this one has started, and those that they have."""
+    parents = _parents()
+    found: set[int] = set()
+    new = {os.getpid()}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new}
+        found |= new
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """Each process and its parent, where there is /proc."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                # pid (name) state parent, where the name may hold anything: proc(5)
+                found[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    return found

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Optional
+from typing import IO, Any, Optional, Protocol
 
 from tqdm import tqdm
 
-from consulfs.consulate.transfer import replacing
+from consulfs.consulate.files import replacing
 
 SECRET = 0o600
 """The mode of a file that others must not read."""
+
+PIECE = 1 << 16
+"""Bytes that are read at once."""
 
 
 def key(text: str) -> str:
@@ -46,11 +50,35 @@ def output(path: Optional[str], mode: Optional[int] = None) -> Iterator[IO[bytes
             yield file
 
 
+class Source(Protocol):
+    """What is read by the commands."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def fileno(self) -> int: ...
+
+
+class Stdin:
+    """Stdin, waited for where another process has made it non-blocking; Python's own then gives None."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size < 0:
+            return b"".join(iter(lambda: self.read(PIECE), b""))
+        while True:
+            try:
+                return os.read(self.fileno(), size)
+            except BlockingIOError:
+                select.select([self], [], [])
+
+    def fileno(self) -> int:
+        return sys.stdin.fileno()
+
+
 @contextmanager
-def source(path: Optional[str]) -> Iterator[IO[bytes]]:
+def source(path: Optional[str]) -> Iterator[Source]:
     """The file, or stdin."""
     if path is None:
-        yield sys.stdin.buffer
+        yield Stdin()
     else:
         with open(path, "rb") as file:
             yield file
@@ -74,7 +102,7 @@ def line_beside_bar(*words: bytes) -> None:
 class Measured:
     """A file that tells a bar how much of it was read."""
 
-    def __init__(self, file: IO[bytes], progress: tqdm[Any]) -> None:
+    def __init__(self, file: Source, progress: tqdm[Any]) -> None:
         self._file = file
         self._progress = progress
 
@@ -84,7 +112,7 @@ class Measured:
         return piece
 
 
-def size_of(file: IO[bytes]) -> Optional[int]:
+def size_of(file: Source) -> Optional[int]:
     """The bytes of a regular file; None of what has no size."""
     found = os.fstat(file.fileno())
     return found.st_size if stat.S_ISREG(found.st_mode) else None
