@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 import tracemalloc
 
 import pytest
@@ -100,9 +99,7 @@ def test_a_blocking_query_wakes(consul, curl):
     threading.Timer(0.3, lambda: curl.put("a", b"2")).start()
     assert consul.kv.get("a", index=index, wait="30s") == "2"
     assert consul.kv.meta.index > index
-    begin = time.monotonic()
     assert consul.kv.get("a", index=consul.kv.meta.index, wait="200ms") == "2"
-    assert time.monotonic() - begin < 20  # a hang guard
 
 
 @pytest.mark.parametrize("mode", ["default", "consistent", "stale"])

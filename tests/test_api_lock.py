@@ -5,10 +5,10 @@ import json
 import os
 import sys
 import threading
-import time
 
 import pytest
 from support.agent import Agent
+from support.waiting import until
 
 from consulfs import consulate
 from consulfs.consulate import adapters, api
@@ -16,11 +16,6 @@ from consulfs.consulate import adapters, api
 
 def sessions_of(curl):
     return [each["Name"] for each in json.loads(curl("GET", "session/list")[1])]
-
-
-def wait_for(condition):
-    while not condition():  # the test's timeout ends it
-        time.sleep(0.05)
 
 
 def through(proxy, **more):
@@ -243,7 +238,7 @@ def test_the_session_is_renewed_while_the_lock_is_held(proxy, curl):
     with through(proxy) as own:
         own.lock.ttl = 10
         with own.lock.acquire("renewed") as hold:
-            wait_for(lambda: sum("/session/renew/" in seen.path for seen in proxy.requests) == 2)
+            until(lambda: sum("/session/renew/" in seen.path for seen in proxy.requests) == 2)
             assert not hold.lost
     asked = [seen.path.split("/")[3] for seen in proxy.requests if "/session/" in seen.path]
     assert asked == ["create", "renew", "renew", "destroy"]
@@ -260,10 +255,10 @@ def test_a_lock_does_not_wait_for_the_clients_other_calls(curl, proxy):
         try:
             for reader in readers:
                 reader.start()
-            wait_for(lambda: sum("index=" in seen.path for seen in proxy.requests) == len(readers))
+            until(lambda: sum("index=" in seen.path for seen in proxy.requests) == len(readers))
             own.lock.ttl = 10
             with own.lock.acquire("k") as hold:
-                wait_for(lambda: any("/session/renew/" in seen.path for seen in proxy.requests))
+                until(lambda: any("/session/renew/" in seen.path for seen in proxy.requests))
                 assert not hold.lost
             assert curl.keys() == ["seen"]
             assert sessions_of(curl) == []
@@ -303,7 +298,7 @@ def test_a_sessions_calls_take_a_time_of_their_own(consul, curl, proxy):
             with pytest.raises(consulate.AnswerTimeout):
                 call(argument, timeout=0.2)
         proxy.fault = lambda seen: None
-        wait_for(lambda: sessions_of(curl) == ["n"])  # all of them were sent
+        until(lambda: sessions_of(curl) == ["n"])  # all of them were sent
     for each in consul.session.list():
         consul.session.destroy(each["ID"])
 
@@ -325,7 +320,7 @@ def test_a_renewal_that_is_refused_for_a_session_that_lives_is_tried_again(curl,
     with through(proxy) as own:
         own.lock.ttl = 10
         with own.lock.acquire("k") as hold:
-            wait_for(lambda: hold.lost or sum("/session/renew/" in seen.path for seen in proxy.requests) == 5)
+            until(lambda: hold.lost or sum("/session/renew/" in seen.path for seen in proxy.requests) == 5)
             assert not hold.lost
     assert len(asked) == 2
     assert all("consistent" in path for path in asked)
@@ -345,7 +340,7 @@ def test_one_renewal_without_an_answer_loses_no_lock(curl, proxy):
     with through(proxy) as own:
         own.lock.ttl = 10
         with own.lock.acquire("k") as hold:
-            wait_for(lambda: hold.lost or sum("/session/renew/" in seen.path for seen in proxy.requests) == 3)
+            until(lambda: hold.lost or sum("/session/renew/" in seen.path for seen in proxy.requests) == 3)
             assert not hold.lost
     assert sessions_of(curl) == []
 
@@ -423,7 +418,7 @@ def test_a_hold_knows_that_it_is_lost(consul, curl):
     consul.lock.ttl = 10
     with pytest.raises(consulate.LockFailure), consul.lock.acquire("lost-2") as hold:
         curl("PUT", f"session/destroy/{hold.session}")
-        wait_for(lambda: hold.lost)
+        until(lambda: hold.lost)
 
 
 def test_a_hold_is_lost_when_consul_cannot_be_asked_for_its_time(curl, proxy):
@@ -432,7 +427,7 @@ def test_a_hold_is_lost_when_consul_cannot_be_asked_for_its_time(curl, proxy):
         own.lock.ttl = 10
         with own.lock.acquire("lost-3") as hold:
             proxy.fault = lambda seen: "drop" if "/renew/" in seen.path else None
-            wait_for(lambda: hold.lost)
+            until(lambda: hold.lost)
 
 
 def test_without_consul_at_the_end_the_blocks_own_error_is_seen():

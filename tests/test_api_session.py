@@ -3,11 +3,11 @@
 import inspect
 import json
 import threading
-import time
 
 import pytest
 from support.agent import Agent
 from support.curl import Curl
+from support.waiting import until
 
 from consulfs import consulate
 
@@ -27,9 +27,7 @@ def own():
             assert curl("PUT", path, json.dumps(body).encode())[0] == 200
         for check in ("web-alive", "disk"):
             assert curl("PUT", f"agent/check/pass/{check}")[0] == 200
-        deadline = time.monotonic() + 60
-        while b"web-alive" not in curl("GET", "health/state/passing")[1] and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: b"web-alive" in curl("GET", "health/state/passing")[1])
         yield agent
 
 
@@ -89,9 +87,7 @@ def test_a_session_ends_with_its_service_check(consul, curl):
     session = consul.session.create(service_checks=["web-alive"])
     assert curl("PUT", "agent/check/fail/web-alive")[0] == 200
     try:
-        deadline = time.monotonic() + 60
-        while stored(curl, session) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: not stored(curl, session))
         assert consul.session.info(session) is None
         with pytest.raises(consulate.ServerError, match="critical"):
             consul.session.create(service_checks=["web-alive"])

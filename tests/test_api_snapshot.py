@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 import tracemalloc
 
 import pytest
@@ -17,6 +16,7 @@ from support.agent import Agent, consul_command
 from support.curl import Curl
 from support.proxy import Proxy
 from support.server import Server
+from support.waiting import until
 
 from consulfs import consulate
 from consulfs.consulate.adapters import MAX_CONNECTIONS
@@ -367,9 +367,7 @@ def test_what_is_no_snapshot_is_refused_and_changes_nothing(consul, curl, tmp_pa
 def test_without_a_leader_only_a_stale_snapshot_is_to_be_had(tmp_path):
     with Agent() as leader, Server(join=leader.serf) as second:
         Curl(leader.url).put("a", b"1")
-        deadline = time.monotonic() + 60
-        while Curl(second.url)("GET", "kv/a?stale&raw")[1] != b"1" and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: Curl(second.url)("GET", "kv/a?stale&raw")[1] == b"1")
         leader.stop()
         consul = consulate.Consul("127.0.0.1", second.port, timeout=30)
         with pytest.raises((consulate.ServerError, consulate.RequestError)):

@@ -18,6 +18,7 @@ from support.agent import Agent, die_with_parent
 from support.command import COMMAND, LIMIT, consulate, environment, fails, ok
 from support.curl import Curl
 from support.proxy import Proxy
+from support.waiting import until
 
 # -- services ------------------------------------------------------------------------------------------------------
 
@@ -210,13 +211,6 @@ def test_run_once_exits_as_the_command_does(agent, curl):
     assert curl.keys() == []
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def running(agent, *words):
     process = subprocess.Popen(
@@ -283,7 +277,7 @@ while :; do sleep 0.05; done""")
     if "exit 5" in text:
         text = f"({text}); while :; do sleep 0.05; done"
     with running(agent, "jobs/g", text) as process:
-        wait_for(lambda: ready.exists() and pids.exists() and pids.read_text().strip())
+        until(lambda: ready.exists() and pids.exists() and pids.read_text().strip())
         assert lives(pids.read_text())
         process.send_signal(number)
         assert process.wait(LIMIT) in (0, 128 + number)

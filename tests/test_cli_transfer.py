@@ -17,6 +17,7 @@ import pytest
 from support.agent import Agent, consul_command
 from support.command import COMMAND, consulate, environment, fails, ok
 from support.curl import Curl
+from support.waiting import until
 
 from consulfs import consulate as library
 from consulfs.consulate import rows, transfer
@@ -503,9 +504,7 @@ def test_a_backup_that_is_ended_leaves_no_half_file(curl, proxy, tmp_path, numbe
     process = subprocess.Popen(
         [COMMAND, "kv", "backup", "-f", str(tmp_path / "backup.json")], env=environment(proxy.address)
     )
-    deadline = time.monotonic() + 60
-    while not os.listdir(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: os.listdir(tmp_path))
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert os.listdir(tmp_path) == []

@@ -2,11 +2,11 @@
 
 import json
 import threading
-import time
 
 import pytest
 from support.agent import Agent
 from support.curl import Curl
+from support.waiting import until
 
 from consulfs import consulate
 from consulfs.consulate.api.txn import operation
@@ -17,10 +17,7 @@ def both():
     with Agent({"datacenter": "dc1"}) as one, Agent({"datacenter": "dc2"}) as two:
         status, text = Curl(two.url)("PUT", f"agent/join/127.0.0.1:{one.wan}?wan=1")
         assert status == 200, text
-        deadline = time.monotonic() + 60
-        while not all(knows_both(agent) for agent in (one, two)):
-            assert time.monotonic() < deadline, "the two never met"
-            time.sleep(0.1)
+        until(lambda: all(knows_both(agent) for agent in (one, two)))
         yield one, two
 
 
@@ -183,10 +180,7 @@ def test_a_datacenter_that_went_away(both):
     with Agent({"datacenter": "dc3"}) as three:
         assert Curl(three.url)("PUT", f"agent/join/127.0.0.1:{both[0].wan}?wan=1")[0] == 200
         curl = Curl(both[0].url)
-        deadline = time.monotonic() + 60
-        while curl("GET", "session/list?dc=dc3")[0] != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: curl("GET", "session/list?dc=dc3")[0] == 200)
         with consulate.Consul("127.0.0.1", both[0].port, datacenter="dc3", timeout=30) as consul:
             consul.kv["a"] = "1"
             three.process.kill()
