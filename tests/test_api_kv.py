@@ -108,6 +108,8 @@ def test_consistency(agent, proxy, curl, mode):
     host, port = proxy.address.split(":")
     with consulate.Consul(host, int(port), timeout=10) as consul:
         assert consul.kv.get("a", consistency=mode) == "1"
+        assert consul.kv.items(consistency=mode) == {"a": "1"}
+        assert consul.kv.keys(consistency=mode) == ["a"] == list(consul.kv.find("a", consistency=mode))
         assert (mode in proxy.requests[-1].path) == (mode != "default")
         with pytest.raises(ValueError, match="consistency"):
             consul.kv.get("a", consistency="wrong")
@@ -135,6 +137,7 @@ def test_what_is_not_a_string_is_stored_as_json_and_read_as_its_text(consul, cur
         (1.5, "1.5"),
         ([1, "é"], '[1, "\\u00e9"]'),
         ({"a": None}, '{"a": null}'),
+        (bytearray(b"x"), "x"),
         ("é", "é"),
         ("", ""),
     ):

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union, overload
 
 from consulfs.consulate.api.records import TXN_BODY_LIMIT, Records
 from consulfs.consulate.api.txn import Operation, encode, operation
@@ -85,24 +85,30 @@ class KV(Records):
     def __len__(self) -> int:
         return len(self.names(""))
 
-    def keys(self) -> list[str]:
-        return sorted(self.names(""))
+    def keys(self, **query: Unpack[Query]) -> list[str]:
+        return sorted(self.names("", **query))
 
-    def items(self) -> dict[str, Union[str, bytes]]:
+    def items(self, **query: Unpack[Query]) -> dict[str, Union[str, bytes]]:
         """Every key with its value."""
-        return dict(self.iteritems())
+        return dict(self.iteritems(**query))
 
-    def iteritems(self) -> Iterator[tuple[str, Union[str, bytes]]]:
-        for record in self.tree(""):
+    def iteritems(self, **query: Unpack[Query]) -> Iterator[tuple[str, Union[str, bytes]]]:
+        for record in self.tree("", **query):
             yield record.key, decode(record.value)
 
-    def values(self) -> list[Union[str, bytes]]:
-        return [value for _, value in self.iteritems()]
+    def values(self, **query: Unpack[Query]) -> list[Union[str, bytes]]:
+        return [value for _, value in self.iteritems(**query)]
 
     def get(self, item: str, default: Any = None, raw: bool = False, **query: Unpack[Query]) -> Union[str, bytes, Any]:
         """A key's value: str where it is UTF-8, else bytes; `default` where there is no such key."""
         record = self._find(item, **query)
         return default if record is None else decode(record.value)
+
+    @overload
+    def find(self, prefix: str, separator: None = None, **query: Unpack[Query]) -> dict[str, Union[str, bytes]]: ...
+
+    @overload
+    def find(self, prefix: str, separator: str, **query: Unpack[Query]) -> list[str]: ...
 
     def find(
         self, prefix: str, separator: Optional[str] = None, **query: Unpack[Query]
@@ -307,6 +313,6 @@ def decode(value: bytes) -> Union[str, bytes]:
 def _encode(value: Any) -> bytes:
     if value is None:
         return b""
-    if isinstance(value, bytes):
-        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
     return (value if isinstance(value, str) else json.dumps(value)).encode()
