@@ -625,6 +625,8 @@ def test_templated_policies(guarded, consul):
         consul.acl.templated_policies.list(dc="dc1", timeout=5)
     with pytest.raises(consulate.NotFound):
         consul.acl.templated_policies.preview("builtin/service", {"Name": "web"})
+    with pytest.raises(consulate.NotFound):
+        consul.acl.templated_policies.read("builtin/dns")
     template = {"TemplateName": "builtin/dns", "Schema": "", "Template": 'node_prefix "" {}'}
     answers = {
         "/v1/acl/templated-policies": {"builtin/dns": template},
@@ -638,6 +640,8 @@ def test_templated_policies(guarded, consul):
         assert templates.read("builtin/dns") == templates.read("builtin/dns", dc="dc1", timeout=5) == template
         assert templates.preview("builtin/dns", {"Name": "x"})["Rules"] == 'node_prefix "" {}'
         assert (proxy.requests[-1].method, proxy.requests[-1].body) == ("POST", b'{"Name": "x"}')
+        proxy.fault = lambda seen: (400, b"Invalid templated policy Name: builtin/x")
+        assert templates.read("builtin/x") is None
         proxy.fault = lambda seen: (200, b"{}")
         consul.acl.roles.create("r", templated_policies=["builtin/dns"])
         linked = {"Name": "r", "TemplatedPolicies": [{"TemplateName": "builtin/dns"}]}

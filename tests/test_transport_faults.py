@@ -421,11 +421,106 @@ def test_every_refusal_has_a_name_and_the_servers_words(status):
     with Faulty(http(b"the server's words", f"{status} Reason", ["Location: /elsewhere"]), closes=False) as server:
         consul = client(server)
         words = "/elsewhere" if status == 301 else "the server's words"
-        for name in ("session.create", "txn", "agent.self", *(["kv.get", "kv.stream"] if status != 404 else [])):
+        for name in ("session.create", "txn", "agent.self", "kv.get", "kv.stream"):
             assert fails(consul, name, STATUSES[status], str(status), words).status == status
-        if status == 404:
-            assert consul.kv.get("a") is None
-            assert list(consul.kv.stream()) == []
+
+
+ROLE = f"acl/role/{NOBODY}"
+
+# what is read -> the call; each would say "there is nothing" if any 404 were one
+READS = {
+    "kv/a": lambda c: c.kv.get("a"),
+    "kv/": lambda c: c.kv.keys(),
+    "kv/b": lambda c: c.kv.find("b"),
+    "kv/c": lambda c: list(c.kv.stream("c")),
+    "session/list": lambda c: c.session.list(),
+    f"session/info/{NOBODY}": lambda c: c.session.info(NOBODY),
+    "session/node/n": lambda c: c.session.node("n"),
+    "catalog/datacenters": lambda c: c.catalog.datacenters(),
+    "catalog/nodes": lambda c: c.catalog.nodes(),
+    "catalog/node/n": lambda c: c.catalog.node("n"),
+    "catalog/node-services/n": lambda c: c.catalog.node_services("n"),
+    "catalog/services": lambda c: c.catalog.services(),
+    "catalog/service/s": lambda c: c.catalog.service("s"),
+    "catalog/connect/s": lambda c: c.catalog.connect("s"),
+    "catalog/gateway-services/g": lambda c: c.catalog.gateway_services("g"),
+    "health/checks/s": lambda c: c.health.checks("s"),
+    "health/node/n": lambda c: c.health.node("n"),
+    "health/service/s": lambda c: c.health.service("s"),
+    "health/state/any": lambda c: c.health.state("any"),
+    "agent/checks": lambda c: c.agent.checks(),
+    "agent/services": lambda c: c.agent.services(),
+    "agent/members": lambda c: c.agent.members(),
+    "agent/service/s": lambda c: c.agent.service.info("s"),
+    "agent/health/service/name/s": lambda c: c.agent.service.health_by_name("s"),
+    "agent/health/service/id/s": lambda c: c.agent.service.health_by_id("s"),
+    "event/list": lambda c: c.event.list(),
+    "query": lambda c: c.query.list(),
+    f"query/{NOBODY}": lambda c: c.query.read(NOBODY),
+    "config/k": lambda c: c.config.list("k"),
+    "config/k/n": lambda c: c.config.get("k", "n"),
+    "connect/intentions": lambda c: c.connect.intentions.list(),
+    f"connect/intentions/{NOBODY}": lambda c: c.connect.intentions.read(NOBODY),
+    "connect/intentions/exact": lambda c: c.connect.intentions.read_exact("a", "b"),
+    "coordinate/nodes": lambda c: c.coordinate.nodes(),
+    "coordinate/datacenters": lambda c: c.coordinate.datacenters(),
+    "coordinate/node/n": lambda c: c.coordinate.node("n"),
+    "status/peers": lambda c: c.status.peers(),
+    "acl/tokens": lambda c: c.acl.tokens.list(),
+    "acl/policies": lambda c: c.acl.policies.list(),
+    ROLE: lambda c: c.acl.roles.read(NOBODY),
+    "acl/auth-method/m": lambda c: c.acl.auth_methods.read("m"),
+    f"acl/binding-rule/{NOBODY}": lambda c: c.acl.binding_rules.read(NOBODY),
+    "acl/templated-policy/name/builtin/dns": lambda c: c.acl.templated_policies.read("builtin/dns"),
+    "operator/keyring": lambda c: c.operator.keyring.list(),
+}
+SILENT = {"coordinate/node/n", ROLE, "acl/auth-method/m", f"acl/binding-rule/{NOBODY}"}
+"""Whose own 404 is without a word, and so like that of a Consul that has not got the endpoint."""
+
+
+@pytest.mark.parametrize("path", READS)
+def test_a_404_that_is_not_of_the_thing_asked_for_is_no_nothing(path):
+    """Of another server on a wrong port, of a proxy, and of a Consul that has not got the endpoint."""
+    page = b"<html><head><title>404 Not Found</title></head></html>"
+    for body, headers in ((page, ["Content-Type: text/html"]), (page, []), (b"oops", ["Content-Type: text/html"])):
+        wanted = pytest.raises(consulate.BadAnswer, match=f"^GET /v1/{path}: wanted an answer of Consul's")
+        with Faulty(http(body, "404 Not Found", headers)) as server, client(server) as consul, wanted:
+            READS[path](consul)
+    for body in (b"404 page not found", b"Not Found", b'{"detail": "Not Found"}', b"[]", b"null", b""):
+        with Faulty(http(body, "404 Not Found")) as server, client(server) as consul:
+            if body or path not in SILENT:
+                with pytest.raises(consulate.NotFound, match=f"^GET /v1/{path}: 404 ") as caught:
+                    READS[path](consul)
+                assert caught.value.status == 404
+            else:
+                assert not READS[path](consul)
+
+
+def test_consuls_own_404_is_a_nothing(agent, curl):
+    with client(agent) as consul:
+        assert (consul.kv.get("a"), consul.kv.keys(), consul.kv.find("a"), list(consul.kv.stream())) == (
+            None,
+            [],
+            {},
+            [],
+        )
+        assert consul.kv.meta.index
+        assert consul.agent.service.info("s") is None
+        assert consul.agent.service.health_by_name("s") is None
+        assert consul.agent.service.health_by_id("s") is None
+        assert consul.query.read(NOBODY) is None
+        assert consul.config.get("service-defaults", "s") is None
+        assert consul.connect.intentions.read(NOBODY) is None
+        assert consul.coordinate.node("n") == []
+    later = {  # as since 1.11 and 1.13
+        ROLE: b"Requested role does not exist: ACL not found",
+        "agent/service/s": b'Unknown service ID "s". Ensure that the service ID is passed, not the service name.',
+        "agent/health/service/name/s": b"ServiceName s Not Found",
+        "agent/health/service/id/s": b"ServiceId s not found",
+    }
+    for path, words in later.items():
+        with Faulty(http(words, "404 Not Found")) as server, client(server) as consul:
+            assert READS[path](consul) is None
 
 
 def test_a_refusal_without_words_or_of_binary_ones():

@@ -53,12 +53,12 @@ class Response:
         return Meta.of(self.headers)
 
     def as_list(self, of: type = object) -> list[Any]:
-        """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
+        """The JSON list; [] for null, which Consul answers where there is nothing.
 
         :param of: what each element must be: str or dict
         :raises BadAnswer: it is something else
         """
-        found = None if self.status_code == 404 else self._json()
+        found = self._json()
         elements: list[Any] = [] if found is None else self._checked(found, list)
         if of is not object and not all(isinstance(each, of) for each in elements):
             raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 HEALTH_STATUSES = (404, 429, 503)
 """With these the agent tells a state, as a load balancer wants it: 429 is a warning, 503 critical or maintenance."""
 
+_NO_SERVICE = ("unknown service ID", "Unknown service ID")  # before and since Consul 1.11
+
 STATES = ("passing", "warning", "critical", "maintenance")
 """From the best to the worst."""
 
@@ -119,10 +121,7 @@ class Agent(Endpoint):
 
         :raises ClientError: the agent's telemetry.prometheus_retention_time is not set (415)
         """
-        answer = self._read("agent/metrics", {"format": "prometheus"}, **query)
-        if not answer.ok:
-            raise_for(answer)
-        return answer.text
+        return self._read("agent/metrics", {"format": "prometheus"}, **query).text
 
     def monitor(self, loglevel: Optional[str] = None, logjson: bool = False, timeout: float = math.inf) -> Log:
         """The agent's log from now on, line by line.
@@ -297,7 +296,7 @@ class Agent(Endpoint):
 
         def info(self, service_id: str, **query: Unpack[AgentQuery]) -> Optional[Row]:
             """A service's whole definition, or None where there is no such service."""
-            return self._find_dict(f"agent/service/{segment(service_id)}", **query)
+            return self._find_dict(f"agent/service/{segment(service_id)}", absent=_NO_SERVICE, **query)
 
         def maintenance(self, service_id: str, enable: bool = True, reason: Optional[str] = None) -> bool:
             """Put a service into maintenance mode, which is a critical check of it; or end that.
@@ -320,6 +319,8 @@ class Agent(Endpoint):
             path = f"agent/health/service/{which}"
             answer = self._call("GET", path, {}, timeout=timeout, accepted=HEALTH_STATUSES)
             if answer.status_code == 404:
+                if "X-Consul-Reason" not in answer.headers and not answer.text.startswith("Service"):  # as since 1.13
+                    raise_for(answer)
                 return None
             rows = _instances(answer)
             return ServiceHealth(max((row["AggregatedStatus"] for row in rows), key=STATES.index), rows)

@@ -13,6 +13,7 @@ from consulfs.consulate.exceptions import (
     BY_STATUS,
     ClientError,
     NoLeader,
+    NotFound,
     Redirected,
     RequestError,
     ServerError,
@@ -60,10 +61,33 @@ class Endpoint:
 
     # -- reads -----------------------------------------------------------------------------------------------
 
-    def _read(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Response:
-        """GET, with the options that reads take; a 404 is returned, other errors are raised."""
+    def _read(
+        self, path: str, params: Optional[Params] = None, accepted: Container[int] = (), **query: Unpack[NodeQuery]
+    ) -> Response:
+        """GET, with the options that reads take; every error status is raised that is not accepted."""
         options = self._options(query)
-        return self._call("GET", path, {**(params or {}), **options}, timeout=self._time_for(query), accepted=(404,))
+        return self._call("GET", path, {**(params or {}), **options}, timeout=self._time_for(query), accepted=accepted)
+
+    def _search(
+        self, path: str, params: Optional[Params] = None, absent: Sequence[str] = (), **query: Unpack[NodeQuery]
+    ) -> Optional[Response]:
+        """As `_read`; None where Consul says that there is no such thing.
+
+        A wrong port or a proxy answers 404 too, and so does a Consul that has not got the endpoint: what is not in the
+        endpoint's own words is raised.
+
+        :param absent: what of Consul's words tells this 404; "" stands for a 404 without a word
+        """
+        try:
+            answer = self._read(path, params, accepted=(404,), **query)
+        except NotFound:  # an ID that is none at all, see `raise_for`
+            return None
+        if answer.status_code != 404:
+            return answer
+        words = answer.text.strip()
+        if _is_page(answer) or not any(each in words if each else not words for each in absent):
+            raise_for(answer)
+        return None
 
     def _read_list(
         self, path: str, params: Optional[Params] = None, of: type = object, **query: Unpack[NodeQuery]
@@ -72,16 +96,15 @@ class Endpoint:
         return self._read(path, params, **query).as_list(of)
 
     def _read_dict(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Row:
-        """An object, {} where it is null; a 404 is raised."""
-        answer = self._read(path, params, **query)
-        if answer.status_code == 404:
-            raise_for(answer)
-        return answer.as_dict()
+        """An object, {} where it is null."""
+        return self._read(path, params, **query).as_dict()
 
-    def _find_dict(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Optional[Row]:
-        """An object, or None where Consul answers with null or 404."""
-        answer = self._read(path, params, **query)
-        return None if answer.status_code == 404 else answer.as_dict() or None
+    def _find_dict(
+        self, path: str, params: Optional[Params] = None, absent: Sequence[str] = (), **query: Unpack[NodeQuery]
+    ) -> Optional[Row]:
+        """An object, or None where Consul answers with null, or says that there is none; see `_search`."""
+        answer = self._search(path, params, absent, **query)
+        return None if answer is None else answer.as_dict() or None
 
     # -- writes ----------------------------------------------------------------------------------------------
 
@@ -147,8 +170,9 @@ class Endpoint:
         params: Params,
         data: Union[bytes, IO[bytes], None] = None,
         timeout: Optional[float] = None,
+        accepted: Container[int] = (),
     ) -> Stream:
-        """As `_call`, with bodies that are sent and read piece by piece; every error status is raised."""
+        """As `_call`, with bodies that are sent and read piece by piece."""
         what = f"{method} /v1/{path}"
         headers = {"X-Consul-Token": self._token} if self._token else None
         try:
@@ -157,7 +181,7 @@ class Endpoint:
             raise type(error)(f"{what}: {error}") from error.__cause__
         stream.what = what
         self._answers.meta = Meta.of(stream.headers)
-        if not 200 <= stream.status_code < 300:
+        if not (200 <= stream.status_code < 300 or stream.status_code in accepted):
             with stream:
                 raise_for(Response(stream.status_code, stream.read(4096), stream.headers, what))
         return stream
@@ -222,6 +246,8 @@ def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
     if 300 <= status < 400:
         target = _without(secret, answer.headers.get("Location", "nowhere"))
         raise Redirected(f"{answer.what}: {status} to {target}, not followed", status)
+    if status == 404 and _is_page(answer):
+        raise answer.bad("an answer of Consul's")
     if status >= 500:
         # Consul 1.8 answers 500 with these words where the token is unknown or lacks the right.
         if any(each in words for each in _DENIED):
@@ -232,6 +258,11 @@ def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
             raise UnknownDatacenter(message, status)
         raise (NoLeader if "No cluster leader" in words else ServerError)(message, status)
     raise BY_STATUS.get(status, ClientError)(message, status)
+
+
+def _is_page(answer: Response) -> bool:
+    """Whether it is a web server's page: Consul's own 404 is plain text, JSON or nothing."""
+    return "html" in answer.headers.get("Content-Type", "") or answer.content.lstrip()[:1] == b"<"
 
 
 def says_no_session(words: str) -> bool:

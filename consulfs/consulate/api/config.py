@@ -33,7 +33,7 @@ class Config(Endpoint):
 
         :param name: "global" for proxy-defaults
         """
-        return self._find_dict(f"config/{segment(kind)}/{segment(name)}", **query)
+        return self._find_dict(f"config/{segment(kind)}/{segment(name)}", absent=("Config entry not found",), **query)
 
     def list(self, kind: str, **query: Unpack[Filtered]) -> Rows:
         """All entries of a kind. Consul filters them since 1.16; an older one gives them all."""

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.adapters import Request
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, raise_for, segment, strip_none
+from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment, strip_none
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from consulfs.consulate.models import Filtered, Query
+
+
+_NO_INTENTION = ("Intention not found",)
 
 
 class CA(Endpoint):
@@ -23,10 +26,7 @@ class CA(Endpoint):
 
     def roots_pem(self, **query: Unpack[Query]) -> str:
         """The trusted root certificates, one after the other in PEM."""
-        answer = self._read("connect/ca/roots", {"pem": "true"}, **query)
-        if not answer.ok:
-            raise_for(answer)
-        return answer.text
+        return self._read("connect/ca/roots", {"pem": "true"}, **query).text
 
     def configuration(self, **query: Unpack[Query]) -> Row:
         """The provider and its configuration."""
@@ -85,7 +85,7 @@ class Intentions(Endpoint):
 
     def read(self, intention_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The intention, or None where there is none."""
-        return self._find_dict(f"connect/intentions/{segment(intention_id)}", **query)
+        return self._find_dict(f"connect/intentions/{segment(intention_id)}", absent=_NO_INTENTION, **query)
 
     def update(
         self,
@@ -128,7 +128,7 @@ class Intentions(Endpoint):
         :raises ClientError: the server is too old (1.8.7 takes "exact" for an ID: 400)
         """
         params: Params = {"source": source, "destination": destination}
-        return self._find_dict("connect/intentions/exact", params, **query)
+        return self._find_dict("connect/intentions/exact", params, _NO_INTENTION, **query)
 
     def upsert_exact(
         self,

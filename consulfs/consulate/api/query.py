@@ -88,7 +88,8 @@ class Query(Endpoint):
 
     def read(self, query_id: str, **query: Unpack[Options]) -> Optional[Row]:
         """The query of an ID, not of a name (see `explain`); None where there is none that the token may read."""
-        found = self._read_list(f"query/{segment(query_id)}", **query)
+        answer = self._search(f"query/{segment(query_id)}", absent=("Query not found",), **query)
+        found = answer.as_list(dict) if answer else []
         return found[0] if found else None
 
     def delete(self, query_id: str) -> bool:

@@ -6,13 +6,13 @@ Source: https://www.consul.io/api-docs/acl and the pages below it; measured on C
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
 from consulfs.consulate.adapters import Response
 from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment, strip_none
-from consulfs.consulate.exceptions import BadAnswer, Forbidden, NotFound
+from consulfs.consulate.exceptions import BadAnswer, ClientError, Forbidden, NotFound
 from consulfs.consulate.models import duration
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class BindingRuleFields(TypedDict, total=False):
     selector: str
 
 
+_ABSENT = ("", "ACL not found")
+"""How Consul says 404: 1.8 without a word, later versions with "Requested role does not exist: ACL not found"."""
+
+
 class Discreet(Endpoint):
     """An endpoint whose answers hold secrets: no message quotes an answer that is not what it should be."""
 
@@ -96,16 +100,19 @@ class Discreet(Endpoint):
         answer = super()._call(*args, **kwargs)
         return _Unquoted(answer.status_code, answer.content, answer.headers, answer.what)
 
-    def _find_dict(self, path: str, params: Optional[Params] = None, **query: Any) -> Optional[Row]:
+    def _find_dict(
+        self, path: str, params: Optional[Params] = None, absent: Sequence[str] = _ABSENT, **query: Any
+    ) -> Optional[Row]:
         """An object, or None where there is none: Consul answers 403 for an unknown token or policy, as late as 1.8.
 
         :raises Forbidden: there is something, or the client's own token is unknown
         """
         try:
-            with self._missing_told():
-                return super()._find_dict(path, params, **query)
-        except NotFound:
-            return None
+            return super()._find_dict(path, params, absent, **query)
+        except Forbidden as error:
+            if self._tells_missing(error):
+                return None
+            raise
 
     @contextmanager
     def _missing_told(self) -> Iterator[None]:
@@ -113,9 +120,12 @@ class Discreet(Endpoint):
         try:
             yield
         except Forbidden as error:
-            if "ACL not found" in str(error) and self._is_known():
+            if self._tells_missing(error):
                 raise NotFound(str(error), 404) from None
             raise
+
+    def _tells_missing(self, error: Forbidden) -> bool:
+        return "ACL not found" in str(error) and self._is_known()
 
     def _is_known(self) -> bool:
         """Whether Consul knows the client's token; without one a client is anonymous, who is known."""
@@ -399,11 +409,19 @@ class TemplatedPolicies(Discreet):
         return answer.as_dict()
 
     def read(self, name: str, *, dc: Optional[str] = None, timeout: Optional[float] = None) -> Optional[Row]:
-        """One template, such as "builtin/service"; None where there is none."""
+        """One template, such as "builtin/service"; None where there is none.
+
+        :raises NotFound: the server is too old
+        """
         query: Query = {} if dc is None else {"dc": dc}
         if timeout is not None:
             query["timeout"] = timeout
-        return self._find_dict(f"acl/templated-policy/name/{_segments(name)}", **query)
+        try:
+            return self._find_dict(f"acl/templated-policy/name/{_segments(name)}", absent=(), **query)
+        except ClientError as error:
+            if error.status == 400 and "nvalid templated policy" in str(error):  # so since 1.17
+                return None
+            raise
 
     def preview(self, name: str, variables: Optional[Mapping[str, Any]] = None) -> Row:
         """The policy that a template makes with these variables, such as {"Name": "web"}."""
