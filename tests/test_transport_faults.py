@@ -290,6 +290,91 @@ def test_a_body_that_is_no_json(name, body):
         fails(client(server), name, consulate.BadAnswer)
 
 
+MORE = {
+    "health.service": lambda c: c.health.service("s"),
+    "kv.set_record": lambda c: c.kv.set_record("a", 1, "x"),
+    "session.create": lambda c: c.session.create(),
+    "session.renew": lambda c: c.session.renew(NOBODY),
+    "event.fire": lambda c: c.event.fire("e"),
+    "query.create": lambda c: c.query.create(service="s", name="q"),
+    "query.explain": lambda c: c.query.explain("q"),
+    "query.execute": lambda c: c.query.execute("q"),
+    "config.apply": lambda c: c.config.apply({"Kind": "service-defaults", "Name": "s"}),
+    "config.delete": lambda c: c.config.delete("service-defaults", "s", cas=3),
+    "intentions.create": lambda c: c.connect.intentions.create("a", "b"),
+    "intentions.check": lambda c: c.connect.intentions.check("a", "b"),
+    "intentions.match": lambda c: c.connect.intentions.match("source", ["a"]),
+    "connect.agent_authorize": lambda c: c.connect.agent_authorize("a", "b", "c"),
+    "discovery_chain": lambda c: c.connect.discovery_chain("s"),
+    "discovery_chain, overrides": lambda c: c.connect.discovery_chain("s", overrides={"OverrideProtocol": "http"}),
+    "ca.roots": lambda c: c.connect.ca.roots(),
+    "ca.configuration": lambda c: c.connect.ca.configuration(),
+    "ca.agent_leaf": lambda c: c.connect.ca.agent_leaf("s"),
+    "operator.usage": lambda c: c.operator.usage(),
+    "raft.configuration": lambda c: c.operator.raft.configuration(),
+    "raft.transfer_leader": lambda c: c.operator.raft.transfer_leader(),
+    "autopilot.update": lambda c: c.operator.autopilot.update({}),
+    "autopilot.health": lambda c: c.operator.autopilot.health(),
+    "catalog.register": lambda c: c.catalog.register("n", "127.0.0.1"),
+    "catalog.deregister": lambda c: c.catalog.deregister("n"),
+    "agent.self": lambda c: c.agent.self(),
+    "agent.host": lambda c: c.agent.host(),
+    "agent.version": lambda c: c.agent.version(),
+    "agent.metrics": lambda c: c.agent.metrics(),
+    "txn.apply": lambda c: c.txn.apply([operation("set", "a", b"")]),
+    "txn.execute": lambda c: c.txn.execute([operation("set", "a", b"")]),
+    "status.leader": lambda c: c.status.leader(),
+    "acl.list": lambda c: c.acl.list(),
+    "acl.create": lambda c: c.acl.create("x"),
+    "acl.update": lambda c: c.acl.update("i", "x"),
+    "acl.info": lambda c: c.acl.info("i"),
+    "acl.clone": lambda c: c.acl.clone("i"),
+    "acl.destroy": lambda c: c.acl.destroy("i"),
+    "acl.bootstrap": lambda c: c.acl.bootstrap(),
+    "acl.replication": lambda c: c.acl.replication(),
+    "acl.authorize": lambda c: c.acl.authorize([("key", "read", "a")]),
+    "acl.login": lambda c: c.acl.login("m", "b"),
+    "acl.oidc_auth_url": lambda c: c.acl.oidc_auth_url("m", "u"),
+    "acl.oidc_callback": lambda c: c.acl.oidc_callback("m", "s", "c"),
+    "acl.tokens.create": lambda c: c.acl.tokens.create(),
+    "acl.tokens.clone": lambda c: c.acl.tokens.clone(NOBODY),
+    "acl.tokens.delete": lambda c: c.acl.tokens.delete(NOBODY),
+    "acl.tokens.update": lambda c: c.acl.tokens.update(NOBODY, description="x"),
+    "acl.policies.create": lambda c: c.acl.policies.create("p"),
+    "acl.auth_methods.create": lambda c: c.acl.auth_methods.create("m", "jwt"),
+    "acl.binding_rules.create": lambda c: c.acl.binding_rules.create("m"),
+    "acl.templated_policies.list": lambda c: c.acl.templated_policies.list(),
+    "acl.templated_policies.preview": lambda c: c.acl.templated_policies.preview("t"),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("shape", ["{}", "[1]", '"x"', "3", '{"ID": null}'])
+def test_no_method_takes_another_shape_for_an_answer(name, shape):
+    takes_and_gives(MORE[name], shape)
+
+
+@pytest.mark.parametrize("shape", ["{}", "[1]", '"x"', "3", '{"ID": null}'])
+def test_no_read_takes_another_shape_for_an_answer(shape):
+    for call in READS.values():
+        takes_and_gives(call, shape)
+
+
+def takes_and_gives(call, shape):
+    """BadAnswer, or an object of which the caller is promised no more than that it is one."""
+    given = json.loads(shape)
+    with Faulty(http(shape.encode()), closes=False) as server, client(server) as consul:
+        try:
+            found = call(consul)
+        except consulate.BadAnswer:
+            return
+        except consulate.NotFound as error:
+            assert "no such ACL" in str(error) or "nothing to update" in str(error)
+            return
+        assert isinstance(given, (dict, str))
+        assert found in (given, None, [], [given]) or (found is False and isinstance(given, dict)), found
+
+
 def test_a_transactions_refusal_of_another_shape():
     odd = [3, None, [], {}, {"Errors": None}, {"Errors": []}, {"Errors": 3}, {"Errors": [3]}, {"Errors": [{}]}]
     odd += [{"Errors": [{"OpIndex": 0, "What": 3}]}, {"Errors": [{"OpIndex": "x", "What": "index is stale"}]}]

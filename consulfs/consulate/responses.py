@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from json import loads
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, overload
 
 import urllib3
 
@@ -64,13 +64,17 @@ class Response:
             raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")
         return elements
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, of: type = object) -> dict[str, Any]:
         """The JSON object; {} for null.
 
+        :param of: what each value must be
         :raises BadAnswer: it is something else
         """
         found = self._json()
-        return {} if found is None else self._checked(found, dict)
+        entries: dict[str, Any] = {} if found is None else self._checked(found, dict)
+        if of is not object and not all(isinstance(each, of) for each in entries.values()):
+            raise self.bad(f"a JSON object of {_JSON_NAMES[of]}s")
+        return entries
 
     def as_str(self) -> str:
         """:raises BadAnswer: it is no JSON string"""
@@ -89,13 +93,23 @@ class Response:
             self._json()
         return True
 
-    def field(self, name: str) -> str:
-        """The string of that name in the JSON object, such as the ID of what was created.
+    @overload
+    def field(self, name: str) -> str: ...
 
-        :raises BadAnswer: there is none
+    @overload
+    def field(self, name: str, kind: type[T]) -> T: ...
+
+    def field(self, name: str, kind: type[Any] = str) -> Any:
+        """What has that name in the JSON object, such as the ID of what was created.
+
+        :raises BadAnswer: there is no such thing of that kind
         """
-        found = self.as_dict().get(name)
-        if not isinstance(found, str):
+        return self.part(self.as_dict(), name, kind)
+
+    def part(self, row: Mapping[str, Any], name: str, kind: type[T]) -> T:
+        """As `field`, of an object within the answer."""
+        found = row.get(name)
+        if not isinstance(found, kind):
             raise self.bad(f"a JSON object with {name}")
         return found
 

@@ -84,12 +84,12 @@ class Agent(Endpoint):
 
     def checks(self, **query: Unpack[AgentQuery]) -> list[dict[str, Row]]:
         """A list of one dict, of the agent's checks by ID; [] where there is none."""
-        found = self._read_dict("agent/checks", **query)
+        found = self._read_dict("agent/checks", of=dict, **query)
         return [found] if found else []
 
     def services(self, **query: Unpack[AgentQuery]) -> list[dict[str, Row]]:
         """A list of one dict, of the agent's services by ID; [] where there is none."""
-        found = self._read_dict("agent/services", **query)
+        found = self._read_dict("agent/services", of=dict, **query)
         return [found] if found else []
 
     # -- the agent itself ------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class Agent(Endpoint):
 def _instances(answer: Response) -> Rows:
     """The instances in an answer about health, which is a list of them or a single one."""
     try:
-        rows = answer.as_list() if answer.content.lstrip()[:1] == b"[" else [answer.as_dict()]
+        rows = answer.as_list(dict) if answer.content.lstrip()[:1] == b"[" else [answer.as_dict()]
         if not rows or any(row.get("AggregatedStatus") not in STATES for row in rows):
             raise answer.bad("the health of services")
         return rows

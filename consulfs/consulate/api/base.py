@@ -90,14 +90,16 @@ class Endpoint:
         return None
 
     def _read_list(
-        self, path: str, params: Optional[Params] = None, of: type = object, **query: Unpack[NodeQuery]
+        self, path: str, params: Optional[Params] = None, of: type = dict, **query: Unpack[NodeQuery]
     ) -> list[Any]:
         """A list, [] where there is nothing; `of` as in `Response.as_list`."""
         return self._read(path, params, **query).as_list(of)
 
-    def _read_dict(self, path: str, params: Optional[Params] = None, **query: Unpack[NodeQuery]) -> Row:
-        """An object, {} where it is null."""
-        return self._read(path, params, **query).as_dict()
+    def _read_dict(
+        self, path: str, params: Optional[Params] = None, of: type = object, **query: Unpack[NodeQuery]
+    ) -> Row:
+        """An object, {} where it is null; `of` as in `Response.as_dict`."""
+        return self._read(path, params, **query).as_dict(of)
 
     def _find_dict(
         self, path: str, params: Optional[Params] = None, absent: Sequence[str] = (), **query: Unpack[NodeQuery]

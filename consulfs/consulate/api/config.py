@@ -47,7 +47,7 @@ class Config(Endpoint):
         """
         if cas is not None:
             entry = self.get(kind, name)
-            if entry is None or entry["ModifyIndex"] != cas:
+            if entry is None or entry.get("ModifyIndex") != cas:
                 return False
         answer = self._write(f"config/{segment(kind)}/{segment(name)}", None, {"cas": cas}, "DELETE")
         return answer.body is not False

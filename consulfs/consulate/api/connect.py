@@ -81,7 +81,7 @@ class Intentions(Endpoint):
         :raises ServerError: there is one for the two already
         """
         body = _body(source, destination, action, description, meta)
-        return str(self._write("connect/intentions", body, method="POST").as_dict()["ID"])
+        return self._write("connect/intentions", body, method="POST").field("ID")
 
     def read(self, intention_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The intention, or None where there is none."""
@@ -120,7 +120,7 @@ class Intentions(Endpoint):
     def check(self, source: str, destination: str, **query: Unpack[Query]) -> bool:
         """Whether a connection would be allowed."""
         params: Params = {"source": source, "destination": destination}
-        return bool(self._read_dict("connect/intentions/check", params, **query)["Allowed"])
+        return self._read("connect/intentions/check", params, **query).field("Allowed", bool)
 
     def read_exact(self, source: str, destination: str, **query: Unpack[Query]) -> Optional[Row]:
         """The intention for just these two, or None where there is none. Since Consul 1.9.
@@ -198,9 +198,9 @@ class Connect(Endpoint):
         """
         path, params = f"discovery-chain/{segment(service)}", Params({"compile-dc": compile_dc})
         if overrides is None:
-            return dict(self._read_dict(path, params, **query)["Chain"])
+            return self._read(path, params, **query).field("Chain", dict)
         options: Params = {**params, **self._options(query)}
-        return dict(self._write(path, dict(overrides), options, "POST", self._time_for(query)).as_dict()["Chain"])
+        return self._write(path, dict(overrides), options, "POST", self._time_for(query)).field("Chain", dict)
 
 
 def _body(

@@ -38,7 +38,7 @@ class Raft(Endpoint):
         :raises NotFound: the server is too old
         """
         answer = self._write("operator/raft/transfer-leader", None, {"id": id}, "POST")
-        return bool(answer.as_dict().get("Success"))
+        return answer.field("Success", bool)
 
 
 class Autopilot(Endpoint):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from consulfs.consulate.adapters import Response
 from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment
 from consulfs.consulate.models import duration
 
@@ -72,7 +73,7 @@ class Query(Endpoint):
         :raises ValueError: no service is named
         :raises ServerError: the name is another query's; or it has neither a name nor a session, and is no template
         """
-        return str(self._store("POST", "query", _body(definition, fields)).as_dict()["ID"])
+        return self._store("POST", "query", _body(definition, fields)).field("ID")
 
     def update(self, query_id: str, definition: Optional[Mapping[str, Any]] = None, **fields: Unpack[Fields]) -> bool:
         """Replace a query as a whole: what is not given is gone.
@@ -122,9 +123,9 @@ class Query(Endpoint):
 
         :raises NotFound: there is no such query, and no template for the name
         """
-        return dict(self._read_dict(f"query/{segment(name_or_id)}/explain", **query)["Query"])
+        return self._read(f"query/{segment(name_or_id)}/explain", **query).field("Query", dict)
 
-    def _store(self, method: str, path: str, body: Row) -> Any:
+    def _store(self, method: str, path: str, body: Row) -> Response:
         return self._write(path, body, method=method, secret=body.get("Token"))
 
 

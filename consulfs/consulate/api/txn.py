@@ -93,9 +93,12 @@ class Txn(Endpoint):
         """
         answer = self._send(encode(operations), query)
         try:
-            return list(answer.as_dict()["Results"] or ())
+            rows = list(answer.as_dict()["Results"] or ())
         except (KeyError, TypeError):
             raise answer.bad("the results of a transaction") from None
+        if not all(isinstance(row, dict) for row in rows):
+            raise answer.bad("the results of a transaction")
+        return rows
 
     def _send(self, body: bytes, query: Query) -> Response:
         if query.get("index") is not None:
