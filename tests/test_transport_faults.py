@@ -1,6 +1,7 @@
 """What may come instead of an answer, on real sockets: each is an exception with a name that says what was asked."""
 
 import contextlib
+import html
 import json
 import logging
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from support.agent import Agent, free_ports
@@ -837,6 +839,65 @@ def test_the_token_is_in_its_header_and_nowhere_else(caplog, capfd):
     assert "urllib3" in caplog.text
     assert SECRET not in caplog.text
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_server_that_repeats_the_token(caplog):
+    """In its words, its pages, its JSON, its first line and its redirects, whole and cut off."""
+    odd = 'to"ken <of> mine\\'
+    for secret in (SECRET, odd):
+        texts = [secret, json.dumps(secret), html.escape(secret), quote(secret, safe="")]
+        texts += ["x" * (pad - 10) + secret for pad in range(95, 106)] + ["x" * 170 + secret, "x" * 480 + secret]
+        answers = []
+        for text in texts:
+            body = text.encode()
+            answers += [http(body), http(b"<p>" + body), http(b"[" + body), http(json.dumps([text]).encode())]
+            answers += [
+                http(json.dumps([{**RECORD, "Key": 3, "Value": text}]).encode()),
+                b"HTTP/9 " + body + b"\r\n\r\n",
+            ]
+            answers += [
+                http(body, f"{status} Reason", [f"Location: /{text}"]) for status in (301, 400, 403, 404, 409, 500)
+            ]
+        seen = 0
+        for answer in answers:
+            with Faulty(answer) as server, client(server, token=secret) as consul:
+                for name in ("kv.get", "kv.stream", "txn", "session.create", "status.leader", "agent.self"):
+                    with contextlib.suppress(consulate.KeyMissing):
+                        try:
+                            CALLS[name][0](consul)
+                        except consulate.ConsulateException as error:
+                            told = "".join(everything_said(error))
+                            assert secret[:8] not in told, (answer, told)
+                            seen += 1
+        assert seen > len(answers) * 4
+
+
+def test_a_token_that_cannot_be_sent():
+    """As the classes are made in the reference, by hand."""
+    for kind in (consulate.api.KV, consulate.api.Session, consulate.api.Catalog, consulate.api.ACL):
+        for token in (f"{SECRET}\nX-Other: 1", f"{SECRET}\u20ac", SECRET.encode(), 3):
+            with pytest.raises(ValueError, match="the token") as caught:
+                kind("http://127.0.0.1:9/v1", consulate.adapters.Request(), token=token)
+            assert SECRET not in "".join(everything_said(caught.value))
+
+
+def test_answers_with_secrets_in_them_are_not_quoted():
+    for call in (
+        lambda c: c.query.list(),
+        lambda c: c.query.read(NOBODY),
+        lambda c: c.query.create(service="s", name="q"),
+        lambda c: c.query.explain("q"),
+        lambda c: c.connect.ca.agent_leaf("s"),
+        lambda c: c.connect.ca.configuration(),
+        lambda c: c.operator.keyring.list(),
+        lambda c: c.acl.tokens.list(),
+    ):
+        broken = json.dumps({"Token": SECRET, "PrivateKeyPEM": SECRET, "Keys": {SECRET: 1}}).encode()
+        for body in (broken[:-1], b"[[" + broken + b"]]", b"[3, " + broken + b"]", b"3" + broken):
+            wanted = pytest.raises(consulate.BadAnswer, match=r"\d+ bytes of something else")
+            with Faulty(http(body)) as server, client(server) as consul, wanted as caught:
+                call(consul)
+            assert SECRET not in "".join(everything_said(caught.value))
 
 
 def test_a_wrong_token_is_refused_by_name():

@@ -149,13 +149,13 @@ class Record:
                 entry.get("LockIndex", 0),
                 entry.get("Session"),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"no record of Consul's: {entry!r:.200} ({error})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # said without the values: secrets, maybe
+            raise ValueError(f"no record of Consul's: {type(entry).__name__} ({error!r})") from error
         if not (
             isinstance(record.key, str)
             and isinstance(record.flags, int)
             and isinstance(record.modify_index, (int, type(None)))
             and isinstance(record.session, (str, type(None)))
         ):
-            raise ValueError(f"no record of Consul's: {entry!r:.200}")
+            raise ValueError("no record of Consul's: its fields are of other types")
         return record

@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, TypeVar, overload
 import urllib3
 
 from consulfs.consulate._failures import translated
-from consulfs.consulate.exceptions import BadAnswer
+from consulfs.consulate.exceptions import BadAnswer, without
 from consulfs.consulate.models import Meta
 
 T = TypeVar("T")
@@ -22,15 +22,19 @@ class Response:
     :ivar content: the body's bytes
     :ivar headers: the HTTP headers, names in any case
     :ivar what: what was asked, such as "GET /v1/kv/a", for messages
+    :ivar secrets: what no message may show, even where the server repeats it
+    :ivar discreet: whether the answer holds secrets of its own, so that no message quotes it
     """
 
-    __slots__ = ("content", "headers", "status_code", "what")
+    __slots__ = ("content", "discreet", "headers", "secrets", "status_code", "what")
 
     def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str], what: str = "the request") -> None:
         self.status_code = status_code
         self.content = content
         self.headers = headers
         self.what = what
+        self.secrets: tuple[str, ...] = ()
+        self.discreet = False
 
     @property
     def ok(self) -> bool:
@@ -115,13 +119,19 @@ class Response:
 
     def bad(self, wanted: str) -> BadAnswer:
         """The exception for an answer that is not what was wanted."""
-        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
+        if self.discreet:
+            came = f"{len(self.content)} bytes of something else"
+        else:
+            shown = without(self.content.decode("latin-1"), self.secrets)
+            came = repr(shown.encode("latin-1", "replace")[:200])
+        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {came}")
 
     def _json(self) -> Any:
         try:
             return loads(self.content.decode())  # not left to json, which would look for other encodings
-        except (ValueError, RecursionError) as error:
-            raise self.bad("JSON") from error
+        except (ValueError, RecursionError):
+            pass  # not chained: the decoder's error carries the whole answer, and what it may repeat
+        raise self.bad("JSON")
 
     def _checked(self, found: Any, kind: type[T]) -> T:
         if not isinstance(found, kind):

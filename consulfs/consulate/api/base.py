@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Container, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Optional, Union
+from typing import IO, TYPE_CHECKING, Any, Callable, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, urlencode
 
 from consulfs.consulate.adapters import Request, Response, Stream
@@ -19,6 +19,7 @@ from consulfs.consulate.exceptions import (
     ServerError,
     UnknownDatacenter,
     UnknownSession,
+    without,
 )
 from consulfs.consulate.models import DEFAULT_WAIT, Meta, duration, seconds
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _DENIED = ("ACL not found", "Permission denied", "denied by ACLs", "denied due to ACLs")  # the last two: the keyring
 
 CONSISTENCY: dict[str, dict[str, str]] = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
+
+T = TypeVar("T")
 
 Params = dict[str, Union[str, int, Sequence[str], None]]
 Row = dict[str, Any]
@@ -43,11 +46,16 @@ class Endpoint:
     :param adapter: carries the requests
     :param datacenter: asked instead of the agent's own
     :param token: sent as a header, never in a URI
+    :raises ValueError: the token cannot be sent
     """
+
+    _discreet = False
 
     def __init__(
         self, uri: str, adapter: Request, datacenter: Optional[str] = None, token: Optional[str] = None
     ) -> None:
+        if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
+            raise ValueError("the token is no string, or has characters that no HTTP header can carry")
         self._uri = uri
         self._adapter = adapter
         self._datacenter = datacenter
@@ -145,7 +153,8 @@ class Endpoint:
         :param accepted: error statuses that are answers here (a service's health is told by 429 and 503)
         :param secret: a part of the path that no message may show (the ID of a legacy ACL token is the token)
         """
-        what = _without(secret, f"{method} /v1/{path}")
+        what = without(f"{method} /v1/{path}", [secret] if secret else ())
+        secrets = self._secrets(secret)
         # By the adapter's method of that name, so that an adapter of one's own may override it.
         ask = getattr(self._adapter, method.lower())
         arguments: dict[str, Any] = {}
@@ -155,14 +164,11 @@ class Endpoint:
             arguments["data"] = body
         if self._token:
             arguments["headers"] = {"X-Consul-Token": self._token}
-        try:
-            answer: Response = ask(self._uri_of(path, params), **arguments)
-        except RequestError as error:
-            raise type(error)(f"{what}: {error}") from error.__cause__
-        answer.what = what
+        answer: Response = _named(what, secrets, lambda: ask(self._uri_of(path, params), **arguments))
+        answer.what, answer.secrets, answer.discreet = what, secrets, self._discreet
         self._answers.meta = answer.meta
         if not (answer.ok or answer.status_code in accepted):
-            raise_for(answer, secret)
+            raise_for(answer)
         return answer
 
     def _stream(
@@ -177,16 +183,25 @@ class Endpoint:
         """As `_call`, with bodies that are sent and read piece by piece."""
         what = f"{method} /v1/{path}"
         headers = {"X-Consul-Token": self._token} if self._token else None
-        try:
-            stream = self._adapter.stream(method, self._uri_of(path, params), data, headers, timeout)
-        except RequestError as error:
-            raise type(error)(f"{what}: {error}") from error.__cause__
+        uri = self._uri_of(path, params)
+        ask = self._adapter.stream
+        stream = _named(what, self._secrets(), lambda: ask(method, uri, data, headers, timeout))
         stream.what = what
         self._answers.meta = Meta.of(stream.headers)
         if not (200 <= stream.status_code < 300 or stream.status_code in accepted):
             with stream:
-                raise_for(Response(stream.status_code, stream.read(4096), stream.headers, what))
+                raise_for(self._start_of(stream))
         return stream
+
+    def _start_of(self, stream: Stream) -> Response:
+        """The first bytes of a stream as an answer, to be told why it is none."""
+        answer = Response(stream.status_code, stream.read(4096), stream.headers, stream.what)
+        answer.secrets, answer.discreet = self._secrets(), self._discreet
+        return answer
+
+    def _secrets(self, *more: Optional[str]) -> tuple[str, ...]:
+        """What no message may show."""
+        return tuple(each for each in (self._token, *more) if each)
 
     def _uri_of(self, path: str, params: Params) -> str:
         pairs = [(name, value) for name, value in params.items() if value is not None]
@@ -241,12 +256,30 @@ def strip_none(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def raise_for(answer: Response, secret: Optional[str] = None) -> NoReturn:
+def _named(what: str, secrets: Sequence[str], ask: Callable[[], T]) -> T:
+    """What a request gives; its failures say what was asked, and nothing that is secret."""
+    try:
+        return ask()
+    except RequestError as error:
+        failure = type(error)(f"{what}: {without(str(error), secrets)}")
+        failure.__cause__ = None if _tells(error.__cause__, secrets) else error.__cause__
+    raise failure
+
+
+def _tells(error: Optional[BaseException], secrets: Sequence[str]) -> bool:
+    """Whether an exception or what it comes from shows a secret: a server's odd first line is quoted, say."""
+    if error is None:
+        return False
+    shown = f"{error} {error!r}"
+    return without(shown, secrets) != shown or _tells(error.__cause__ or error.__context__, secrets)
+
+
+def raise_for(answer: Response) -> NoReturn:
     """Raise the exception that fits an answer's status."""
-    status, words = answer.status_code, _without(secret, answer.text.strip()[:500]) or "no explanation"
-    message = f"{answer.what}: {status} {words}"
+    status, words = answer.status_code, answer.text.strip()
+    message = f"{answer.what}: {status} {without(words, answer.secrets)[:500] or 'no explanation'}"
     if 300 <= status < 400:
-        target = _without(secret, answer.headers.get("Location", "nowhere"))
+        target = without(answer.headers.get("Location", "nowhere"), answer.secrets)
         raise Redirected(f"{answer.what}: {status} to {target}, not followed", status)
     if status == 404 and _is_page(answer):
         raise answer.bad("an answer of Consul's")
@@ -272,5 +305,7 @@ def says_no_session(words: str) -> bool:
     return "invalid session" in words or "failed session lookup" in words
 
 
-def _without(secret: Optional[str], text: str) -> str:
-    return text.replace(quote(secret, safe=""), "<secret>").replace(secret, "<secret>") if secret else text
+class Discreet(Endpoint):
+    """An endpoint whose answers hold secrets: no message quotes one that is not what it should be."""
+
+    _discreet = True

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.adapters import Request
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment, strip_none
+from consulfs.consulate.api.base import Discreet, Endpoint, Params, Row, Rows, segment, strip_none
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NO_INTENTION = ("Intention not found",)
 
 
-class CA(Endpoint):
+class CA(Discreet):
     """The certificate authority. Answers may hold private keys: they are given as they are, and kept nowhere."""
 
     def roots(self, **query: Unpack[Query]) -> Row:

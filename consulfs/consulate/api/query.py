@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment
+from consulfs.consulate.api.base import Discreet, Params, Row, Rows, segment
 from consulfs.consulate.models import duration
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _OF_SERVICE = {
 }
 
 
-class Query(Endpoint):
+class Query(Discreet):
     """Prepared queries: which instances of a service are to be used, kept by Consul under a name or an ID."""
 
     def create(self, definition: Optional[Mapping[str, Any]] = None, **fields: Unpack[Fields]) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.base import Endpoint, Params, raise_for
 from consulfs.consulate.api.txn import Txn, encode, operation
-from consulfs.consulate.exceptions import BadAnswer, ClientError, StaleIndex, TooLarge
+from consulfs.consulate.exceptions import BadAnswer, ClientError, StaleIndex, TooLarge, without
 from consulfs.consulate.jsonlist import elements
 from consulfs.consulate.models import Record
 
@@ -104,13 +104,15 @@ class Records(Endpoint):
         params = {"recurse": "", **self._options(query)}
         answer = self._stream("GET", _path(prefix), params, timeout=self._time_for(query), accepted=(404,))
         with answer:
-            if answer.status_code == 404 and _is_nothing(Response(404, answer.read(4096), answer.headers, answer.what)):
+            if answer.status_code == 404 and _is_nothing(self._start_of(answer)):
                 return
             try:
                 for entry in elements(answer.read, or_null=True):
                     yield Record.of(entry)
+                return
             except ValueError as error:
-                raise BadAnswer(f"{answer.what}: wanted a list of records: {error}") from error
+                problem = without(str(error), self._secrets())
+            raise BadAnswer(f"{answer.what}: wanted a list of records: {problem}")  # not chained: see Response._json
 
     def store(
         self,

@@ -16,7 +16,7 @@ from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.acl.collections import (
     AuthMethods,
     BindingRules,
-    Discreet,
+    Guarded,
     Policies,
     Roles,
     TemplatedPolicies,
@@ -49,7 +49,7 @@ UPGRADE_LIMIT = 10.0
 Verdicts = list[bool]
 
 
-class ACL(Discreet):
+class ACL(Guarded):
     """Access control.
 
     Legacy ACLs (create, clone, destroy, info, list, update) were removed in Consul 1.11; what replaces them:

@@ -5,14 +5,12 @@ Source: https://www.consul.io/api-docs/acl and the pages below it; measured on C
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
-from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment, strip_none
-from consulfs.consulate.exceptions import BadAnswer, ClientError, Forbidden, NotFound
+from consulfs.consulate.api.base import Discreet, Params, Row, Rows, segment, strip_none
+from consulfs.consulate.exceptions import ClientError, Forbidden, NotFound
 from consulfs.consulate.models import duration
 
 if TYPE_CHECKING:
@@ -93,12 +91,8 @@ _ABSENT = ("", "ACL not found")
 """How Consul says 404: 1.8 without a word, later versions with "Requested role does not exist: ACL not found"."""
 
 
-class Discreet(Endpoint):
-    """An endpoint whose answers hold secrets: no message quotes an answer that is not what it should be."""
-
-    def _call(self, *args: Any, **kwargs: Any) -> Response:
-        answer = super()._call(*args, **kwargs)
-        return _Unquoted(answer.status_code, answer.content, answer.headers, answer.what)
+class Guarded(Discreet):
+    """An endpoint of the ACL system."""
 
     def _find_dict(
         self, path: str, params: Optional[Params] = None, absent: Sequence[str] = _ABSENT, **query: Any
@@ -135,24 +129,7 @@ class Discreet(Endpoint):
             return False
 
 
-class _Unquoted(Response):
-    __slots__ = ()
-
-    def _json(self) -> Any:
-        try:
-            return json.loads(self.content)
-        except ValueError:
-            pass  # not chained: the decoder's error carries the whole answer
-        raise self.bad("JSON")
-
-    def bad(self, wanted: str) -> BadAnswer:
-        size = len(self.content)
-        return BadAnswer(
-            f"{self.what}: wanted {wanted}, but {self.status_code} came with {size} bytes of something else"
-        )
-
-
-class _Collection(Discreet):
+class _Collection(Guarded):
     """Objects with an ID, or, in the case of auth methods, a name.
 
     Consul replaces an object when it is updated, and forgets what it is not told. `update` here reads the object,
@@ -394,7 +371,7 @@ class BindingRules(_Collection):
         return self._read_list(self._all, {"authmethod": auth_method}, **query)
 
 
-class TemplatedPolicies(Discreet):
+class TemplatedPolicies(Guarded):
     """The policies that Consul brings with blanks in them; since Consul 1.17.
 
     Source: https://developer.hashicorp.com/consul/api-docs/acl/templated-policies
