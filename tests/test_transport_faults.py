@@ -394,6 +394,22 @@ def test_headers_that_make_no_sense():
         assert list(consul.kv.stream()) == []
 
 
+def test_an_option_that_there_is_not():
+    with Faulty(http(b"[]"), closes=False) as server, client(server) as consul:
+        for call in (
+            lambda: consul.kv.get("a", consistancy="consistent"),
+            lambda: consul.kv.get("a//b", consistancy="consistent"),
+            lambda: list(consul.kv.stream("a", consistancy="consistent")),
+            lambda: consul.catalog.nodes(consistancy="consistent"),
+            lambda: consul.acl.list(consistancy="consistent"),
+            lambda: consul.agent.checks(consistancy="consistent"),
+            lambda: consul.txn.execute([operation("get", "a")], consistancy="consistent"),
+        ):
+            with pytest.raises(TypeError, match="no option consistancy"):
+                call()
+        assert server.requests == []
+
+
 # -- broken answers ------------------------------------------------------------------------------------------------
 
 LONG = json.dumps([RECORD] * 3000).encode()

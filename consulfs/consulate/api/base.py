@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _DENIED = ("ACL not found", "Permission denied", "denied by ACLs", "denied due to ACLs")  # the last two: the keyring
 
+_OPTIONS = frozenset(("consistency", "dc", "filter", "index", "near", "node_meta", "stale", "timeout", "wait"))
+
 CONSISTENCY: dict[str, dict[str, str]] = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
 
 T = TypeVar("T")
@@ -209,6 +211,7 @@ class Endpoint:
 
     def _options(self, query: Mapping[str, Any]) -> Params:
         """The parameters of a read's options."""
+        check_options(query)
         options: Params = {"dc": query.get("dc") or self._datacenter}
         options.update(consistency_of(query.get("consistency"), query.get("stale", False)))
         options["filter"] = query.get("filter")
@@ -231,6 +234,12 @@ class Endpoint:
         held = DEFAULT_WAIT if wait is None else seconds(wait)
         # Consul adds up to wait/16 to spread the load: api-docs/features/blocking.
         return None if limit is None else held * 17 / 16 + limit
+
+
+def check_options(query: Mapping[str, Any]) -> None:
+    """:raises TypeError: there is no such option: left out without a word, `consistancy` would read stale data"""
+    if not query.keys() <= _OPTIONS:
+        raise TypeError(f"reads have no option {', '.join(sorted(query.keys() - _OPTIONS))}")
 
 
 def consistency_of(mode: Optional[str], stale: bool = False) -> Params:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, consistency_of, says_no_session
+from consulfs.consulate.api.base import Endpoint, Params, check_options, consistency_of, says_no_session
 from consulfs.consulate.exceptions import BY_STATUS, StaleIndex, TransactionFailed, UnknownSession
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class Txn(Endpoint):
     def _send(self, body: bytes, query: Query) -> Response:
         if query.get("index") is not None:
             raise ValueError("a transaction cannot wait: Consul has no blocking query for an odd key")
+        check_options(query)
         params: Params = {"dc": query.get("dc") or self._datacenter}
         params.update(consistency_of(query.get("consistency"), query.get("stale", False)))
         answer = self._call("PUT", "txn", params, body, query.get("timeout"), accepted=(409,))
