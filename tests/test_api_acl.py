@@ -583,6 +583,21 @@ def test_who_may_read_may_not_write(guarded, consul, admin):
     assert ask(admin, f"acl/token/{token['AccessorID']}") == token
 
 
+def test_an_id_that_is_no_uuid(consul):
+    acl = consul.acl
+    for odd in ("nope", "x" * 36, "1111-" + "1" * 31):
+        for items in (acl.tokens, acl.policies, acl.roles, acl.binding_rules):
+            assert items.read(odd) is None
+            with pytest.raises(consulate.NotFound):
+                items.delete(odd)
+            with pytest.raises(consulate.NotFound):
+                items.update(odd, description="x")
+        for call in (acl.tokens.clone, acl.translate_token):
+            with pytest.raises(consulate.NotFound) as caught:
+                call(odd)
+            assert caught.type is consulate.NotFound
+
+
 def test_a_change_can_be_waited_for(guarded, consul, admin):
     """Blocking queries, as Consul documents them for every read of tokens, policies, roles, methods and rules."""
     consul.acl.policies.list()

@@ -10,7 +10,7 @@
     │   ├── Redirected          3xx: never followed, for Consul redirects an unclean key to another key
     │   ├── ACLDisabled         401: ACLs are off on this cluster
     │   ├── Forbidden           403, or a transaction refused for want of rights
-    │   ├── NotFound            404
+    │   ├── NotFound            404, or an ID that is no UUID
     │   │   └── UnknownSession  ... or a lock request refused, for the session does not exist (any more)
     │   ├── Gone                410: removed from this version of Consul (legacy ACLs from 1.11 on)
     │   ├── TooLarge            413: body, value or number of operations
@@ -82,7 +82,7 @@ class Forbidden(ClientError):
 
 
 class NotFound(ClientError):
-    """There is no such thing (404)."""
+    """There is no such thing (404), or it is asked for by an ID that is no UUID (Consul says 500 or 400 then)."""
 
 
 class UnknownSession(NotFound):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Container, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Callable, NoReturn, Optional, TypeVar, Union
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from consulfs.consulate.models import NodeQuery
 
 _DENIED = ("ACL not found", "Permission denied", "denied by ACLs", "denied due to ACLs")  # the last two: the keyring
+
+# How Consul 1.8 refuses an ID that is no UUID, and so is nothing's ID: with 500, or 400 for intentions.
+_NO_UUID = re.compile(r"index error: (UUID must|Invalid UUID|Input \(without hyphens)|invalid UUID$")
 
 _OPTIONS = frozenset(("consistency", "dc", "filter", "index", "near", "node_meta", "stale", "timeout", "wait"))
 
@@ -83,21 +87,13 @@ class Endpoint:
     ) -> Optional[Response]:
         """As `_read`; None where Consul says that there is no such thing.
 
-        A wrong port or a proxy answers 404 too, and so does a Consul that has not got the endpoint: what is not in the
-        endpoint's own words is raised.
-
-        :param absent: what of Consul's words tells this 404; "" stands for a 404 without a word
+        :param absent: as in `is_absent`
         """
         try:
             answer = self._read(path, params, accepted=(404,), **query)
         except NotFound:  # an ID that is none at all, see `raise_for`
             return None
-        if answer.status_code != 404:
-            return answer
-        words = answer.text.strip()
-        if _is_page(answer) or not any(each in words if each else not words for each in absent):
-            raise_for(answer)
-        return None
+        return None if is_absent(answer, absent) else answer
 
     def _read_list(
         self, path: str, params: Optional[Params] = None, of: type = dict, **query: Unpack[NodeQuery]
@@ -300,8 +296,27 @@ def raise_for(answer: Response) -> NoReturn:
             raise UnknownSession(message, status)
         if "No path to datacenter" in words:
             raise UnknownDatacenter(message, status)
+        if _NO_UUID.search(words):
+            raise NotFound(message, status)
         raise (NoLeader if "No cluster leader" in words else ServerError)(message, status)
+    if status == 400 and _NO_UUID.search(words):
+        raise NotFound(message, status)
     raise BY_STATUS.get(status, ClientError)(message, status)
+
+
+def is_absent(answer: Response, absent: Sequence[str]) -> bool:
+    """Whether an answer is Consul's 404 for a thing that is not there; any other 404 is raised.
+
+    A wrong port or a proxy answers 404 too, and so does a Consul that has not got the endpoint.
+
+    :param absent: what of Consul's words tells this 404; "" stands for a 404 without a word
+    """
+    if answer.status_code != 404:
+        return False
+    words = answer.text.strip()
+    if _is_page(answer) or not any(each in words if each else not words for each in absent):
+        raise_for(answer)
+    return True
 
 
 def _is_page(answer: Response) -> bool:

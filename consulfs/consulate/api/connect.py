@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.adapters import Request
-from consulfs.consulate.api.base import Discreet, Endpoint, Params, Row, Rows, segment, strip_none
+from consulfs.consulate.api.base import Discreet, Endpoint, Params, Row, Rows, is_absent, segment, strip_none
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,13 +98,13 @@ class Intentions(Endpoint):
     ) -> bool:
         """Replace an intention as a whole.
 
-        :raises ServerError: there is no such intention
+        :raises ServerError: there is no such intention; NotFound where the ID is no UUID
         """
         body = _body(source, destination, action, description, meta)
         return self._done(f"connect/intentions/{segment(intention_id)}", body)
 
     def delete(self, intention_id: str) -> bool:
-        """:raises ServerError: there is no such intention"""
+        """:raises ServerError: there is no such intention; NotFound where the ID is no UUID"""
         return self._done(f"connect/intentions/{segment(intention_id)}", method="DELETE")
 
     def match(self, by: str, names: Sequence[str], **query: Unpack[Query]) -> dict[str, Rows]:
@@ -125,10 +125,11 @@ class Intentions(Endpoint):
     def read_exact(self, source: str, destination: str, **query: Unpack[Query]) -> Optional[Row]:
         """The intention for just these two, or None where there is none. Since Consul 1.9.
 
-        :raises ClientError: the server is too old (1.8.7 takes "exact" for an ID: 400)
+        :raises NotFound: the server is too old (1.8.7 takes "exact" for an ID)
         """
         params: Params = {"source": source, "destination": destination}
-        return self._find_dict("connect/intentions/exact", params, _NO_INTENTION, **query)
+        answer = self._read("connect/intentions/exact", params, (404,), **query)
+        return None if is_absent(answer, _NO_INTENTION) else answer.as_dict() or None
 
     def upsert_exact(
         self,
@@ -143,7 +144,7 @@ class Intentions(Endpoint):
         :param action: "allow" or "deny"; or else
         :param permissions: what is allowed and denied by HTTP path, header or method, as Consul documents it
         :raises ValueError: not exactly one of the two is given
-        :raises ServerError: the server is too old (1.8.7 takes "exact" for an ID: 500)
+        :raises NotFound: the server is too old (1.8.7 takes "exact" for an ID)
         """
         if (action is None) == (permissions is None):
             raise ValueError("an intention has an action or permissions, and one of the two only")
@@ -154,7 +155,7 @@ class Intentions(Endpoint):
     def delete_exact(self, source: str, destination: str) -> bool:
         """Delete the intention for just these two; there need not be one. Since Consul 1.9.
 
-        :raises ServerError: the server is too old (1.8.7 takes "exact" for an ID: 500)
+        :raises NotFound: the server is too old (1.8.7 takes "exact" for an ID)
         """
         params: Params = {"source": source, "destination": destination}
         return self._done("connect/intentions/exact", None, params, "DELETE")

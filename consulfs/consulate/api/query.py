@@ -78,7 +78,7 @@ class Query(Discreet):
     def update(self, query_id: str, definition: Optional[Mapping[str, Any]] = None, **fields: Unpack[Fields]) -> bool:
         """Replace a query as a whole: what is not given is gone.
 
-        :raises ServerError: there is no such query
+        :raises ServerError: there is no such query; NotFound where the ID is no UUID
         """
         self._store("PUT", f"query/{segment(query_id)}", _body(definition, fields))
         return True
@@ -94,7 +94,7 @@ class Query(Discreet):
         return found[0] if found else None
 
     def delete(self, query_id: str) -> bool:
-        """:raises ServerError: there is no such query"""
+        """:raises ServerError: there is no such query; NotFound where the ID is no UUID"""
         return self._done(f"query/{segment(query_id)}", method="DELETE")
 
     def execute(

@@ -301,6 +301,8 @@ def _removed(instead: str) -> Iterator[None]:
     try:
         yield
     except (Gone, NotFound) as error:
+        if error.status not in (404, 410):  # an ID that is no UUID
+            raise
         raise Gone(f"{error}; removed in Consul 1.11: use {instead}", error.status) from None
 
 

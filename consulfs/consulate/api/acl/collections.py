@@ -154,7 +154,10 @@ class _Collection(Guarded):
         return self._read_list(self._all, **query)
 
     def delete(self, item_id: str, /) -> bool:
-        """Delete one; True, also where there is none: Consul does not tell."""
+        """Delete one; True, also where there is none: Consul does not tell.
+
+        :raises NotFound: there is none, on later servers, which tell; or the ID is no UUID
+        """
         return self._write(self._path(item_id), method="DELETE").as_bool()
 
     def _create(self, fields: Mapping[str, Any], named: Mapping[str, Any], secret: Optional[str] = None) -> Row:
