@@ -521,7 +521,11 @@ def test_bootstrap():
 
 
 def test_replication(guarded, consul, admin):
-    assert consul.acl.replication(consistency="consistent") == ask(admin, "acl/replication")
+    assert (
+        consul.acl.replication(consistency="consistent")
+        == consul.acl.replication(stale=True)
+        == ask(admin, "acl/replication")
+    )
     assert consul.acl.replication()["Enabled"] is False
 
 
@@ -627,6 +631,8 @@ def test_the_options_go_where_consul_documents_them(guarded, consul):
         with pytest.raises(consulate.ClientError, match="Enterprise"):
             consul.acl.tokens.list(auth_method="m", auth_method_ns="team")
         assert proxy.requests[-1].path == "/v1/acl/tokens?authmethod=m&authmethod-ns=team&dc=dc1"
+        consul.acl.tokens.list(service_name="web")
+        assert proxy.requests[-1].path == "/v1/acl/tokens?servicename=web&dc=dc1"
         consul.acl.tokens.delete(token)
         assert proxy.requests[-1].path == f"/v1/acl/token/{token}?dc=dc1"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from consulfs.consulate.definitions import CheckOptions, Duration, ServiceOptions
-    from consulfs.consulate.models import AgentQuery, Query
+    from consulfs.consulate.models import AgentQuery, HashQuery, Query
 
 HEALTH_STATUSES = (404, 429, 503)
 """With these the agent tells a state, as a load balancer wants it: 429 is a warning, 503 critical or maintenance."""
@@ -294,9 +294,13 @@ class Agent(Endpoint):
             """Remove a service with its checks. It may be gone already."""
             return self._done(f"agent/service/deregister/{segment(service_id)}")
 
-        def info(self, service_id: str, **query: Unpack[AgentQuery]) -> Optional[Row]:
-            """A service's whole definition, or None where there is no such service."""
-            return self._find_dict(f"agent/service/{segment(service_id)}", absent=_NO_SERVICE, **query)
+        def info(self, service_id: str, **query: Unpack[HashQuery]) -> Optional[Row]:
+            """A service's whole definition, or None where there is no such service.
+
+            With `hash` it waits until the definition is another, or the service is gone.
+            """
+            options: Any = query  # Query has no `hash`, which is this endpoint's alone
+            return self._find_dict(f"agent/service/{segment(service_id)}", absent=_NO_SERVICE, **options)
 
         def maintenance(self, service_id: str, enable: bool = True, reason: Optional[str] = None) -> bool:
             """Put a service into maintenance mode, which is a critical check of it; or end that.

@@ -34,7 +34,7 @@ _DENIED = ("ACL not found", "Permission denied", "denied by ACLs", "denied due t
 # How Consul 1.8 refuses an ID that is no UUID, and so is nothing's ID: with 500, or 400 for intentions.
 _NO_UUID = re.compile(r"index error: (UUID must|Invalid UUID|Input \(without hyphens)|invalid UUID$")
 
-_OPTIONS = frozenset(("consistency", "dc", "filter", "index", "near", "node_meta", "stale", "timeout", "wait"))
+_OPTIONS = frozenset(("consistency", "dc", "filter", "hash", "index", "near", "node_meta", "stale", "timeout", "wait"))
 
 CONSISTENCY: dict[str, dict[str, str]] = {"default": {}, "consistent": {"consistent": ""}, "stale": {"stale": ""}}
 
@@ -214,8 +214,8 @@ class Endpoint:
         options["near"] = query.get("near")
         if query.get("node_meta"):
             options["node-meta"] = [f"{name}:{value}" for name, value in query["node_meta"].items()]
-        if query.get("index") is not None:
-            options["index"] = query.get("index")
+        if _waits(query):
+            options.update(index=query.get("index"), hash=query.get("hash"))
             wait = query.get("wait")
             options["wait"] = None if wait is None else duration(wait)
         return options
@@ -223,13 +223,18 @@ class Endpoint:
     def _time_for(self, query: Mapping[str, Any]) -> Optional[float]:
         """Seconds that the answer may take: a blocking query is held by Consul before that."""
         timeout = query.get("timeout")
-        if query.get("index") is None:
+        if not _waits(query):
             return timeout
         limit = self._adapter.timeout if timeout is None else timeout
         wait = query.get("wait")
         held = DEFAULT_WAIT if wait is None else seconds(wait)
         # Consul adds up to wait/16 to spread the load: api-docs/features/blocking.
         return None if limit is None else held * 17 / 16 + limit
+
+
+def _waits(query: Mapping[str, Any]) -> bool:
+    """Whether it is a blocking query."""
+    return query.get("index") is not None or query.get("hash") is not None
 
 
 def check_options(query: Mapping[str, Any]) -> None:

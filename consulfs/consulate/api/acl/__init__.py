@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         """What a read takes that cannot wait for a change; see `Query`."""
 
         consistency: str
+        stale: bool
         dc: str
         timeout: float
 

@@ -259,6 +259,7 @@ class Tokens(_Collection):
         role: Optional[str] = None,
         auth_method: Optional[str] = None,
         auth_method_ns: Optional[str] = None,
+        service_name: Optional[str] = None,
         **query: Unpack[Query],
     ) -> Rows:
         """The tokens, with their SecretIDs or without, as the version of Consul has it (1.8: without).
@@ -267,8 +268,10 @@ class Tokens(_Collection):
         :param role: only those linked with the role of this ID, not name
         :param auth_method: only those of logins by this method
         :param auth_method_ns: that method's namespace (Consul Enterprise)
+        :param service_name: only those with the identity of this service; older versions, as 1.8, ignore it
         """
         params: Params = {"policy": policy, "role": role, "authmethod": auth_method, "authmethod-ns": auth_method_ns}
+        params["servicename"] = service_name
         return self._read_list(self._all, params, **query)
 
     def _kept(self, now: Row, changes: Row) -> Row:
