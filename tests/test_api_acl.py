@@ -107,11 +107,11 @@ def test_the_legacy_calls_are_those_of_the_reference(consul, admin):
     for each in (acl_id, copied, "of-my-own"):
         assert consul.acl.destroy(each) is True
         assert ask(admin, f"acl/info/{each}") == []
-        with pytest.raises(consulate.NotFound):
+        with pytest.raises(consulate.NotFound, match=r"^GET /v1/acl/list: there is no such ACL"):
             consul.acl.info(each)
-        with pytest.raises(consulate.NotFound):
+        with pytest.raises(consulate.NotFound, match=r"^GET /v1/acl/list: there is no such ACL"):
             consul.acl.clone(each)
-        with pytest.raises(consulate.NotFound):
+        with pytest.raises(consulate.NotFound, match=r"^GET /v1/acl/token/self: there is no such ACL"):
             consul.acl.destroy(each)
 
 

@@ -47,6 +47,8 @@ MANAGEMENT = "00000000-0000-0000-0000-000000000001"
 UPGRADE_LIMIT = 10.0
 """Seconds that a legacy ACL may be without an AccessorID; the servers give it one within about a second."""
 
+_LIST, _SELF = "GET /v1/acl/list", "GET /v1/acl/token/self"
+
 Verdicts = list[bool]
 
 
@@ -109,11 +111,11 @@ class ACL(Guarded):
         :raises ServerError: without the right to the list, where the servers have given it no AccessorID yet
         """
         try:
-            found = self._find_legacy(acl_id, **query)
+            asked, found = _LIST, self._find_legacy(acl_id, **query)
         except Forbidden:
-            found = _as_legacy(self._read_by_secret(acl_id, **query))
+            asked, found = _SELF, _as_legacy(self._read_by_secret(acl_id, **query))
         if found is None:
-            raise _no_such_acl()
+            raise _no_such_acl(asked)
         return found
 
     def clone(self, acl_id: str) -> str:
@@ -123,7 +125,7 @@ class ACL(Guarded):
         """
         found = self._find_legacy(acl_id)
         if found is None:
-            raise _no_such_acl()
+            raise _no_such_acl(_LIST)
         return self.create(found["Name"], found["Type"], found["Rules"])
 
     def destroy(self, acl_id: str) -> bool:
@@ -166,13 +168,13 @@ class ACL(Guarded):
             while not answer.field("AccessorID"):
                 left = deadline - time.monotonic()
                 if left <= 0 or own.meta.index is None:
-                    raise ServerError("the servers have given this ACL no AccessorID yet; try again")
+                    raise ServerError(f"{_SELF}: the servers have given this ACL no AccessorID yet; try again")
                 later: Query = {**query, "index": own.meta.index, "wait": f"{left:.3f}s"}
                 answer = own._get("acl/token/self", secret, **later)
         except Forbidden as error:
             if "ACL not found" not in str(error):
                 raise
-            raise _no_such_acl() from None
+            raise _no_such_acl(_SELF) from None
         return answer
 
     def _get(self, path: str, secret: Optional[str] = None, **query: Unpack[Query]) -> Response:
@@ -346,5 +348,5 @@ def _as_legacy(answer: Response) -> Optional[Row]:
     }
 
 
-def _no_such_acl() -> NotFound:
-    return NotFound("there is no such ACL", 404)
+def _no_such_acl(asked: str) -> NotFound:
+    return NotFound(f"{asked}: there is no such ACL", 404)
