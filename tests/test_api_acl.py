@@ -107,11 +107,11 @@ def test_the_legacy_calls_are_those_of_the_reference(consul, admin):
     for each in (acl_id, copied, "of-my-own"):
         assert consul.acl.destroy(each) is True
         assert ask(admin, f"acl/info/{each}") == []
-        with pytest.raises(consulate.NotFound):
+        with pytest.raises(consulate.NotFound, match=r"^GET /v1/acl/list: there is no such ACL"):
             consul.acl.info(each)
-        with pytest.raises(consulate.NotFound):
+        with pytest.raises(consulate.NotFound, match=r"^GET /v1/acl/list: there is no such ACL"):
             consul.acl.clone(each)
-        with pytest.raises(consulate.NotFound):
+        with pytest.raises(consulate.NotFound, match=r"^GET /v1/acl/token/self: there is no such ACL"):
             consul.acl.destroy(each)
 
 
@@ -521,7 +521,11 @@ def test_bootstrap():
 
 
 def test_replication(guarded, consul, admin):
-    assert consul.acl.replication(consistency="consistent") == ask(admin, "acl/replication")
+    assert (
+        consul.acl.replication(consistency="consistent")
+        == consul.acl.replication(stale=True)
+        == ask(admin, "acl/replication")
+    )
     assert consul.acl.replication()["Enabled"] is False
 
 
@@ -583,6 +587,21 @@ def test_who_may_read_may_not_write(guarded, consul, admin):
     assert ask(admin, f"acl/token/{token['AccessorID']}") == token
 
 
+def test_an_id_that_is_no_uuid(consul):
+    acl = consul.acl
+    for odd in ("nope", "x" * 36, "1111-" + "1" * 31):
+        for items in (acl.tokens, acl.policies, acl.roles, acl.binding_rules):
+            assert items.read(odd) is None
+            with pytest.raises(consulate.NotFound):
+                items.delete(odd)
+            with pytest.raises(consulate.NotFound):
+                items.update(odd, description="x")
+        for call in (acl.tokens.clone, acl.translate_token):
+            with pytest.raises(consulate.NotFound) as caught:
+                call(odd)
+            assert caught.type is consulate.NotFound
+
+
 def test_a_change_can_be_waited_for(guarded, consul, admin):
     """Blocking queries, as Consul documents them for every read of tokens, policies, roles, methods and rules."""
     consul.acl.policies.list()
@@ -612,6 +631,8 @@ def test_the_options_go_where_consul_documents_them(guarded, consul):
         with pytest.raises(consulate.ClientError, match="Enterprise"):
             consul.acl.tokens.list(auth_method="m", auth_method_ns="team")
         assert proxy.requests[-1].path == "/v1/acl/tokens?authmethod=m&authmethod-ns=team&dc=dc1"
+        consul.acl.tokens.list(service_name="web")
+        assert proxy.requests[-1].path == "/v1/acl/tokens?servicename=web&dc=dc1"
         consul.acl.tokens.delete(token)
         assert proxy.requests[-1].path == f"/v1/acl/token/{token}?dc=dc1"
 
@@ -625,6 +646,8 @@ def test_templated_policies(guarded, consul):
         consul.acl.templated_policies.list(dc="dc1", timeout=5)
     with pytest.raises(consulate.NotFound):
         consul.acl.templated_policies.preview("builtin/service", {"Name": "web"})
+    with pytest.raises(consulate.NotFound):
+        consul.acl.templated_policies.read("builtin/dns")
     template = {"TemplateName": "builtin/dns", "Schema": "", "Template": 'node_prefix "" {}'}
     answers = {
         "/v1/acl/templated-policies": {"builtin/dns": template},
@@ -638,6 +661,8 @@ def test_templated_policies(guarded, consul):
         assert templates.read("builtin/dns") == templates.read("builtin/dns", dc="dc1", timeout=5) == template
         assert templates.preview("builtin/dns", {"Name": "x"})["Rules"] == 'node_prefix "" {}'
         assert (proxy.requests[-1].method, proxy.requests[-1].body) == ("POST", b'{"Name": "x"}')
+        proxy.fault = lambda seen: (400, b"Invalid templated policy Name: builtin/x")
+        assert templates.read("builtin/x") is None
         proxy.fault = lambda seen: (200, b"{}")
         consul.acl.roles.create("r", templated_policies=["builtin/dns"])
         linked = {"Name": "r", "TemplatedPolicies": [{"TemplateName": "builtin/dns"}]}

@@ -358,6 +358,23 @@ def test_a_service_as_the_reference_registers_it(consul, curl, own, website):
     assert "service:web/1" not in seen(curl, "agent/checks")
 
 
+def test_a_change_of_a_service_can_be_waited_for(own, consul, curl):
+    consul.agent.service.register("web", port=80)
+    assert consul.agent.service.info("web")["Port"] == 80
+    old = consul.agent.service.meta.content_hash
+    assert old == seen(curl, "agent/service/web")["ContentHash"]
+    with consulate.Consul("127.0.0.1", own.port, timeout=0.5) as other:  # the time of the wait comes on top
+        assert other.agent.service.info("web", hash=old, wait="1s")["ContentHash"] == old
+    body = b'{"Name": "web", "Port": 81}'
+    timer = threading.Timer(0.3, curl, ("PUT", "agent/service/register", body))
+    timer.start()
+    assert consul.agent.service.info("web", hash=old, wait=20)["Port"] == 81
+    timer.join()
+    assert consul.agent.service.meta.content_hash not in (old, None)
+    with pytest.raises(TypeError, match="no option"):
+        consul.agent.service.info("web", hush=old)
+
+
 def test_all_that_a_service_may_have(consul, curl):
     consul.agent.service.register(
         "web",

@@ -134,6 +134,10 @@ def test_an_intention_by_its_id(consul, curl):
     assert (changed["DestinationName"], changed["Action"], changed["Description"]) == ("cache", "deny", "other")
     assert intentions.delete(web) is True
     assert curl("GET", f"connect/intentions/{web}")[0] == 404
+    for odd in ("nope", "x" * 36, "1111-" + "1" * 31):
+        assert intentions.read(odd) is None
+        with pytest.raises(consulate.NotFound):
+            intentions.delete(odd)
     assert intentions.read(web) is None
 
 
@@ -170,8 +174,7 @@ def test_intentions_that_there_are_not_and_that_there_are_already(consul, curl):
         intentions.update(NO_INTENTION, "web", "x")
     with pytest.raises(consulate.ServerError, match="non-existent"):
         intentions.delete(NO_INTENTION)
-    with pytest.raises(consulate.ClientError, match="UUID"):
-        intentions.read("no-id")
+    assert intentions.read("no-id") is None
 
 
 def test_intentions_by_name_are_asked_for_and_1_8_refuses_them(consul, proxy, through, curl):
@@ -199,9 +202,9 @@ def test_intentions_by_name_are_asked_for_and_1_8_refuses_them(consul, proxy, th
         with pytest.raises(ValueError, match="one of the two"):
             intentions.upsert_exact("web", "db", **wrong)
     for call, kind in (
-        (consul.connect.intentions.read_exact, consulate.ClientError),
-        (lambda *names: consul.connect.intentions.upsert_exact(*names, "allow"), consulate.ServerError),
-        (consul.connect.intentions.delete_exact, consulate.ServerError),
+        (consul.connect.intentions.read_exact, consulate.NotFound),
+        (lambda *names: consul.connect.intentions.upsert_exact(*names, "allow"), consulate.NotFound),
+        (consul.connect.intentions.delete_exact, consulate.NotFound),
     ):
         with pytest.raises(kind, match="UUID must be 36 characters"):
             call("web", "db")

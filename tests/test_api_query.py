@@ -173,3 +173,11 @@ def test_the_querys_token_is_hidden_and_in_no_message():
         with pytest.raises(consulate.Forbidden) as refused:
             stranger.query.create(name="r", service="consul", token=secret)
         assert secret not in str(refused.value)
+
+
+def test_an_id_that_is_no_uuid(consul):
+    for odd in ("nope", "x" * 36, "1111-" + "1" * 31):
+        assert consul.query.read(odd) is None
+        for call in (lambda: consul.query.update(odd, service="s"), lambda: consul.query.delete(odd)):  # noqa: B023
+            with pytest.raises(consulate.NotFound, match="/v1/query/"):
+                call()

@@ -1,6 +1,7 @@
 """What may come instead of an answer, on real sockets: each is an exception with a name that says what was asked."""
 
 import contextlib
+import html
 import json
 import logging
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from support.agent import Agent, free_ports
@@ -290,6 +292,91 @@ def test_a_body_that_is_no_json(name, body):
         fails(client(server), name, consulate.BadAnswer)
 
 
+MORE = {
+    "health.service": lambda c: c.health.service("s"),
+    "kv.set_record": lambda c: c.kv.set_record("a", 1, "x"),
+    "session.create": lambda c: c.session.create(),
+    "session.renew": lambda c: c.session.renew(NOBODY),
+    "event.fire": lambda c: c.event.fire("e"),
+    "query.create": lambda c: c.query.create(service="s", name="q"),
+    "query.explain": lambda c: c.query.explain("q"),
+    "query.execute": lambda c: c.query.execute("q"),
+    "config.apply": lambda c: c.config.apply({"Kind": "service-defaults", "Name": "s"}),
+    "config.delete": lambda c: c.config.delete("service-defaults", "s", cas=3),
+    "intentions.create": lambda c: c.connect.intentions.create("a", "b"),
+    "intentions.check": lambda c: c.connect.intentions.check("a", "b"),
+    "intentions.match": lambda c: c.connect.intentions.match("source", ["a"]),
+    "connect.agent_authorize": lambda c: c.connect.agent_authorize("a", "b", "c"),
+    "discovery_chain": lambda c: c.connect.discovery_chain("s"),
+    "discovery_chain, overrides": lambda c: c.connect.discovery_chain("s", overrides={"OverrideProtocol": "http"}),
+    "ca.roots": lambda c: c.connect.ca.roots(),
+    "ca.configuration": lambda c: c.connect.ca.configuration(),
+    "ca.agent_leaf": lambda c: c.connect.ca.agent_leaf("s"),
+    "operator.usage": lambda c: c.operator.usage(),
+    "raft.configuration": lambda c: c.operator.raft.configuration(),
+    "raft.transfer_leader": lambda c: c.operator.raft.transfer_leader(),
+    "autopilot.update": lambda c: c.operator.autopilot.update({}),
+    "autopilot.health": lambda c: c.operator.autopilot.health(),
+    "catalog.register": lambda c: c.catalog.register("n", "127.0.0.1"),
+    "catalog.deregister": lambda c: c.catalog.deregister("n"),
+    "agent.self": lambda c: c.agent.self(),
+    "agent.host": lambda c: c.agent.host(),
+    "agent.version": lambda c: c.agent.version(),
+    "agent.metrics": lambda c: c.agent.metrics(),
+    "txn.apply": lambda c: c.txn.apply([operation("set", "a", b"")]),
+    "txn.execute": lambda c: c.txn.execute([operation("set", "a", b"")]),
+    "status.leader": lambda c: c.status.leader(),
+    "acl.list": lambda c: c.acl.list(),
+    "acl.create": lambda c: c.acl.create("x"),
+    "acl.update": lambda c: c.acl.update("i", "x"),
+    "acl.info": lambda c: c.acl.info("i"),
+    "acl.clone": lambda c: c.acl.clone("i"),
+    "acl.destroy": lambda c: c.acl.destroy("i"),
+    "acl.bootstrap": lambda c: c.acl.bootstrap(),
+    "acl.replication": lambda c: c.acl.replication(),
+    "acl.authorize": lambda c: c.acl.authorize([("key", "read", "a")]),
+    "acl.login": lambda c: c.acl.login("m", "b"),
+    "acl.oidc_auth_url": lambda c: c.acl.oidc_auth_url("m", "u"),
+    "acl.oidc_callback": lambda c: c.acl.oidc_callback("m", "s", "c"),
+    "acl.tokens.create": lambda c: c.acl.tokens.create(),
+    "acl.tokens.clone": lambda c: c.acl.tokens.clone(NOBODY),
+    "acl.tokens.delete": lambda c: c.acl.tokens.delete(NOBODY),
+    "acl.tokens.update": lambda c: c.acl.tokens.update(NOBODY, description="x"),
+    "acl.policies.create": lambda c: c.acl.policies.create("p"),
+    "acl.auth_methods.create": lambda c: c.acl.auth_methods.create("m", "jwt"),
+    "acl.binding_rules.create": lambda c: c.acl.binding_rules.create("m"),
+    "acl.templated_policies.list": lambda c: c.acl.templated_policies.list(),
+    "acl.templated_policies.preview": lambda c: c.acl.templated_policies.preview("t"),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("shape", ["{}", "[1]", '"x"', "3", '{"ID": null}'])
+def test_no_method_takes_another_shape_for_an_answer(name, shape):
+    takes_and_gives(MORE[name], shape)
+
+
+@pytest.mark.parametrize("shape", ["{}", "[1]", '"x"', "3", '{"ID": null}'])
+def test_no_read_takes_another_shape_for_an_answer(shape):
+    for call in READS.values():
+        takes_and_gives(call, shape)
+
+
+def takes_and_gives(call, shape):
+    """BadAnswer, or an object of which the caller is promised no more than that it is one."""
+    given = json.loads(shape)
+    with Faulty(http(shape.encode()), closes=False) as server, client(server) as consul:
+        try:
+            found = call(consul)
+        except consulate.BadAnswer:
+            return
+        except consulate.NotFound as error:
+            assert "no such ACL" in str(error) or "nothing to update" in str(error)
+            return
+        assert isinstance(given, (dict, str))
+        assert found in (given, None, [], [given]) or (found is False and isinstance(given, dict)), found
+
+
 def test_a_transactions_refusal_of_another_shape():
     odd = [3, None, [], {}, {"Errors": None}, {"Errors": []}, {"Errors": 3}, {"Errors": [3]}, {"Errors": [{}]}]
     odd += [{"Errors": [{"OpIndex": 0, "What": 3}]}, {"Errors": [{"OpIndex": "x", "What": "index is stale"}]}]
@@ -305,6 +392,22 @@ def test_headers_that_make_no_sense():
         assert consul.kv.get("a") is None
         assert (consul.kv.meta.index, consul.kv.meta.last_contact, consul.kv.meta.known_leader) == (None, None, False)
         assert list(consul.kv.stream()) == []
+
+
+def test_an_option_that_there_is_not():
+    with Faulty(http(b"[]"), closes=False) as server, client(server) as consul:
+        for call in (
+            lambda: consul.kv.get("a", consistancy="consistent"),
+            lambda: consul.kv.get("a//b", consistancy="consistent"),
+            lambda: list(consul.kv.stream("a", consistancy="consistent")),
+            lambda: consul.catalog.nodes(consistancy="consistent"),
+            lambda: consul.acl.list(consistancy="consistent"),
+            lambda: consul.agent.checks(consistancy="consistent"),
+            lambda: consul.txn.execute([operation("get", "a")], consistancy="consistent"),
+        ):
+            with pytest.raises(TypeError, match="no option consistancy"):
+                call()
+        assert server.requests == []
 
 
 # -- broken answers ------------------------------------------------------------------------------------------------
@@ -421,11 +524,106 @@ def test_every_refusal_has_a_name_and_the_servers_words(status):
     with Faulty(http(b"the server's words", f"{status} Reason", ["Location: /elsewhere"]), closes=False) as server:
         consul = client(server)
         words = "/elsewhere" if status == 301 else "the server's words"
-        for name in ("session.create", "txn", "agent.self", *(["kv.get", "kv.stream"] if status != 404 else [])):
+        for name in ("session.create", "txn", "agent.self", "kv.get", "kv.stream"):
             assert fails(consul, name, STATUSES[status], str(status), words).status == status
-        if status == 404:
-            assert consul.kv.get("a") is None
-            assert list(consul.kv.stream()) == []
+
+
+ROLE = f"acl/role/{NOBODY}"
+
+# what is read -> the call; each would say "there is nothing" if any 404 were one
+READS = {
+    "kv/a": lambda c: c.kv.get("a"),
+    "kv/": lambda c: c.kv.keys(),
+    "kv/b": lambda c: c.kv.find("b"),
+    "kv/c": lambda c: list(c.kv.stream("c")),
+    "session/list": lambda c: c.session.list(),
+    f"session/info/{NOBODY}": lambda c: c.session.info(NOBODY),
+    "session/node/n": lambda c: c.session.node("n"),
+    "catalog/datacenters": lambda c: c.catalog.datacenters(),
+    "catalog/nodes": lambda c: c.catalog.nodes(),
+    "catalog/node/n": lambda c: c.catalog.node("n"),
+    "catalog/node-services/n": lambda c: c.catalog.node_services("n"),
+    "catalog/services": lambda c: c.catalog.services(),
+    "catalog/service/s": lambda c: c.catalog.service("s"),
+    "catalog/connect/s": lambda c: c.catalog.connect("s"),
+    "catalog/gateway-services/g": lambda c: c.catalog.gateway_services("g"),
+    "health/checks/s": lambda c: c.health.checks("s"),
+    "health/node/n": lambda c: c.health.node("n"),
+    "health/service/s": lambda c: c.health.service("s"),
+    "health/state/any": lambda c: c.health.state("any"),
+    "agent/checks": lambda c: c.agent.checks(),
+    "agent/services": lambda c: c.agent.services(),
+    "agent/members": lambda c: c.agent.members(),
+    "agent/service/s": lambda c: c.agent.service.info("s"),
+    "agent/health/service/name/s": lambda c: c.agent.service.health_by_name("s"),
+    "agent/health/service/id/s": lambda c: c.agent.service.health_by_id("s"),
+    "event/list": lambda c: c.event.list(),
+    "query": lambda c: c.query.list(),
+    f"query/{NOBODY}": lambda c: c.query.read(NOBODY),
+    "config/k": lambda c: c.config.list("k"),
+    "config/k/n": lambda c: c.config.get("k", "n"),
+    "connect/intentions": lambda c: c.connect.intentions.list(),
+    f"connect/intentions/{NOBODY}": lambda c: c.connect.intentions.read(NOBODY),
+    "connect/intentions/exact": lambda c: c.connect.intentions.read_exact("a", "b"),
+    "coordinate/nodes": lambda c: c.coordinate.nodes(),
+    "coordinate/datacenters": lambda c: c.coordinate.datacenters(),
+    "coordinate/node/n": lambda c: c.coordinate.node("n"),
+    "status/peers": lambda c: c.status.peers(),
+    "acl/tokens": lambda c: c.acl.tokens.list(),
+    "acl/policies": lambda c: c.acl.policies.list(),
+    ROLE: lambda c: c.acl.roles.read(NOBODY),
+    "acl/auth-method/m": lambda c: c.acl.auth_methods.read("m"),
+    f"acl/binding-rule/{NOBODY}": lambda c: c.acl.binding_rules.read(NOBODY),
+    "acl/templated-policy/name/builtin/dns": lambda c: c.acl.templated_policies.read("builtin/dns"),
+    "operator/keyring": lambda c: c.operator.keyring.list(),
+}
+SILENT = {"coordinate/node/n", ROLE, "acl/auth-method/m", f"acl/binding-rule/{NOBODY}"}
+"""Whose own 404 is without a word, and so like that of a Consul that has not got the endpoint."""
+
+
+@pytest.mark.parametrize("path", READS)
+def test_a_404_that_is_not_of_the_thing_asked_for_is_no_nothing(path):
+    """Of another server on a wrong port, of a proxy, and of a Consul that has not got the endpoint."""
+    page = b"<html><head><title>404 Not Found</title></head></html>"
+    for body, headers in ((page, ["Content-Type: text/html"]), (page, []), (b"oops", ["Content-Type: text/html"])):
+        wanted = pytest.raises(consulate.BadAnswer, match=f"^GET /v1/{path}: wanted an answer of Consul's")
+        with Faulty(http(body, "404 Not Found", headers)) as server, client(server) as consul, wanted:
+            READS[path](consul)
+    for body in (b"404 page not found", b"Not Found", b'{"detail": "Not Found"}', b"[]", b"null", b""):
+        with Faulty(http(body, "404 Not Found")) as server, client(server) as consul:
+            if body or path not in SILENT:
+                with pytest.raises(consulate.NotFound, match=f"^GET /v1/{path}: 404 ") as caught:
+                    READS[path](consul)
+                assert caught.value.status == 404
+            else:
+                assert not READS[path](consul)
+
+
+def test_consuls_own_404_is_a_nothing(agent, curl):
+    with client(agent) as consul:
+        assert (consul.kv.get("a"), consul.kv.keys(), consul.kv.find("a"), list(consul.kv.stream())) == (
+            None,
+            [],
+            {},
+            [],
+        )
+        assert consul.kv.meta.index
+        assert consul.agent.service.info("s") is None
+        assert consul.agent.service.health_by_name("s") is None
+        assert consul.agent.service.health_by_id("s") is None
+        assert consul.query.read(NOBODY) is None
+        assert consul.config.get("service-defaults", "s") is None
+        assert consul.connect.intentions.read(NOBODY) is None
+        assert consul.coordinate.node("n") == []
+    later = {  # as since 1.11 and 1.13
+        ROLE: b"Requested role does not exist: ACL not found",
+        "agent/service/s": b'Unknown service ID "s". Ensure that the service ID is passed, not the service name.',
+        "agent/health/service/name/s": b"ServiceName s Not Found",
+        "agent/health/service/id/s": b"ServiceId s not found",
+    }
+    for path, words in later.items():
+        with Faulty(http(words, "404 Not Found")) as server, client(server) as consul:
+            assert READS[path](consul) is None
 
 
 def test_a_refusal_without_words_or_of_binary_ones():
@@ -657,6 +855,65 @@ def test_the_token_is_in_its_header_and_nowhere_else(caplog, capfd):
     assert "urllib3" in caplog.text
     assert SECRET not in caplog.text
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_server_that_repeats_the_token(caplog):
+    """In its words, its pages, its JSON, its first line and its redirects, whole and cut off."""
+    odd = 'to"ken <of> mine\\'
+    for secret in (SECRET, odd):
+        texts = [secret, json.dumps(secret), html.escape(secret), quote(secret, safe="")]
+        texts += ["x" * (pad - 10) + secret for pad in range(95, 106)] + ["x" * 170 + secret, "x" * 480 + secret]
+        answers = []
+        for text in texts:
+            body = text.encode()
+            answers += [http(body), http(b"<p>" + body), http(b"[" + body), http(json.dumps([text]).encode())]
+            answers += [
+                http(json.dumps([{**RECORD, "Key": 3, "Value": text}]).encode()),
+                b"HTTP/9 " + body + b"\r\n\r\n",
+            ]
+            answers += [
+                http(body, f"{status} Reason", [f"Location: /{text}"]) for status in (301, 400, 403, 404, 409, 500)
+            ]
+        seen = 0
+        for answer in answers:
+            with Faulty(answer) as server, client(server, token=secret) as consul:
+                for name in ("kv.get", "kv.stream", "txn", "session.create", "status.leader", "agent.self"):
+                    with contextlib.suppress(consulate.KeyMissing):
+                        try:
+                            CALLS[name][0](consul)
+                        except consulate.ConsulateException as error:
+                            told = "".join(everything_said(error))
+                            assert secret[:8] not in told, (answer, told)
+                            seen += 1
+        assert seen > len(answers) * 4
+
+
+def test_a_token_that_cannot_be_sent():
+    """As the classes are made in the reference, by hand."""
+    for kind in (consulate.api.KV, consulate.api.Session, consulate.api.Catalog, consulate.api.ACL):
+        for token in (f"{SECRET}\nX-Other: 1", f"{SECRET}\u20ac", SECRET.encode(), 3):
+            with pytest.raises(ValueError, match="the token") as caught:
+                kind("http://127.0.0.1:9/v1", consulate.adapters.Request(), token=token)
+            assert SECRET not in "".join(everything_said(caught.value))
+
+
+def test_answers_with_secrets_in_them_are_not_quoted():
+    for call in (
+        lambda c: c.query.list(),
+        lambda c: c.query.read(NOBODY),
+        lambda c: c.query.create(service="s", name="q"),
+        lambda c: c.query.explain("q"),
+        lambda c: c.connect.ca.agent_leaf("s"),
+        lambda c: c.connect.ca.configuration(),
+        lambda c: c.operator.keyring.list(),
+        lambda c: c.acl.tokens.list(),
+    ):
+        broken = json.dumps({"Token": SECRET, "PrivateKeyPEM": SECRET, "Keys": {SECRET: 1}}).encode()
+        for body in (broken[:-1], b"[[" + broken + b"]]", b"[3, " + broken + b"]", b"3" + broken):
+            wanted = pytest.raises(consulate.BadAnswer, match=r"\d+ bytes of something else")
+            with Faulty(http(body)) as server, client(server) as consul, wanted as caught:
+                call(consul)
+            assert SECRET not in "".join(everything_said(caught.value))
 
 
 def test_a_wrong_token_is_refused_by_name():

@@ -10,7 +10,7 @@
     │   ├── Redirected          3xx: never followed, for Consul redirects an unclean key to another key
     │   ├── ACLDisabled         401: ACLs are off on this cluster
     │   ├── Forbidden           403, or a transaction refused for want of rights
-    │   ├── NotFound            404
+    │   ├── NotFound            404, or an ID that is no UUID
     │   │   └── UnknownSession  ... or a lock request refused, for the session does not exist (any more)
     │   ├── Gone                410: removed from this version of Consul (legacy ACLs from 1.11 on)
     │   ├── TooLarge            413: body, value or number of operations
@@ -28,8 +28,11 @@ Every ClientError and ServerError carries `status` (the HTTP status) and Consul'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
+from json import dumps
 from typing import Optional
+from urllib.parse import quote
 
 
 class ConsulateException(Exception):
@@ -79,7 +82,7 @@ class Forbidden(ClientError):
 
 
 class NotFound(ClientError):
-    """There is no such thing (404)."""
+    """There is no such thing (404), or it is asked for by an ID that is no UUID (Consul says 500 or 400 then)."""
 
 
 class UnknownSession(NotFound):
@@ -153,3 +156,20 @@ BY_STATUS: dict[int, type[ClientError]] = {
     413: TooLarge,
     429: RateLimited,
 }
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """A server's words without the secrets that they may repeat, as they are, quoted or cut off at the end."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        for form in (secret, quote(secret, safe=""), dumps(secret)[1:-1], escape(secret)):
+            text = text.replace(form, "<secret>")
+        bare = text.rstrip("'\"")
+        for size in range(min(len(secret), len(bare)), _TELLING - 1, -1):
+            if bare.endswith(secret[:size]):
+                text = bare[:-size] + "<secret>" + text[len(bare) :]
+                break
+    return text
+
+
+_TELLING = 6
+"""So many characters of a secret, and more, are not to be seen at the end of words that were cut off."""

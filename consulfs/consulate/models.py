@@ -50,6 +50,17 @@ if TYPE_CHECKING:
         filter: str
         timeout: float
 
+    class HashQuery(TypedDict, total=False):
+        """What the read of one of the agent's services takes.
+
+        hash: answer when its `Meta.content_hash` is another (a blocking query without the servers)
+        wait: for how long at most, as in `Query`
+        """
+
+        hash: str
+        wait: Union[str, float]
+        timeout: float
+
 
 DEFAULT_WAIT = 300.0
 """Seconds that Consul holds a blocking query when `wait` is not given (Consul's documentation)."""
@@ -88,11 +99,13 @@ class Meta:
     :ivar index: pass it as `index=` to wait for the next change; None where the endpoint has none
     :ivar known_leader: whether the server that answered knew a leader
     :ivar last_contact: milliseconds since that server last heard from the leader
+    :ivar content_hash: pass it as `hash=` to wait for the next change, where `agent.service.info` has it
     """
 
     index: Optional[int] = None
     known_leader: Optional[bool] = None
     last_contact: Optional[int] = None
+    content_hash: Optional[str] = None
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> Meta:
@@ -101,6 +114,7 @@ class Meta:
             index=_number(headers.get("X-Consul-Index")),
             known_leader=None if leader is None else leader == "true",
             last_contact=_number(headers.get("X-Consul-LastContact")),
+            content_hash=headers.get("X-Consul-ContentHash"),
         )
 
 
@@ -149,13 +163,13 @@ class Record:
                 entry.get("LockIndex", 0),
                 entry.get("Session"),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"no record of Consul's: {entry!r:.200} ({error})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # said without the values: secrets, maybe
+            raise ValueError(f"no record of Consul's: {type(entry).__name__} ({error!r})") from error
         if not (
             isinstance(record.key, str)
             and isinstance(record.flags, int)
             and isinstance(record.modify_index, (int, type(None)))
             and isinstance(record.session, (str, type(None)))
         ):
-            raise ValueError(f"no record of Consul's: {entry!r:.200}")
+            raise ValueError("no record of Consul's: its fields are of other types")
         return record

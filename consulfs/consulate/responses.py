@@ -7,12 +7,12 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from json import loads
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, overload
 
 import urllib3
 
 from consulfs.consulate._failures import translated
-from consulfs.consulate.exceptions import BadAnswer
+from consulfs.consulate.exceptions import BadAnswer, without
 from consulfs.consulate.models import Meta
 
 T = TypeVar("T")
@@ -25,15 +25,19 @@ class Response:
     :ivar content: the body's bytes
     :ivar headers: the HTTP headers, names in any case
     :ivar what: what was asked, such as "GET /v1/kv/a", for messages
+    :ivar secrets: what no message may show, even where the server repeats it
+    :ivar discreet: whether the answer holds secrets of its own, so that no message quotes it
     """
 
-    __slots__ = ("content", "headers", "status_code", "what")
+    __slots__ = ("content", "discreet", "headers", "secrets", "status_code", "what")
 
     def __init__(self, status_code: int, content: bytes, headers: Mapping[str, str], what: str = "the request") -> None:
         self.status_code = status_code
         self.content = content
         self.headers = headers
         self.what = what
+        self.secrets: tuple[str, ...] = ()
+        self.discreet = False
 
     @property
     def ok(self) -> bool:
@@ -56,24 +60,28 @@ class Response:
         return Meta.of(self.headers)
 
     def as_list(self, of: type = object) -> list[Any]:
-        """The JSON list; [] for null, which Consul answers where there is nothing, and for a 404.
+        """The JSON list; [] for null, which Consul answers where there is nothing.
 
         :param of: what each element must be: str or dict
         :raises BadAnswer: it is something else
         """
-        found = None if self.status_code == 404 else self._json()
+        found = self._json()
         elements: list[Any] = [] if found is None else self._checked(found, list)
         if of is not object and not all(isinstance(each, of) for each in elements):
             raise self.bad(f"a JSON list of {_JSON_NAMES[of]}s")
         return elements
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, of: type = object) -> dict[str, Any]:
         """The JSON object; {} for null.
 
+        :param of: what each value must be
         :raises BadAnswer: it is something else
         """
         found = self._json()
-        return {} if found is None else self._checked(found, dict)
+        entries: dict[str, Any] = {} if found is None else self._checked(found, dict)
+        if of is not object and not all(isinstance(each, of) for each in entries.values()):
+            raise self.bad(f"a JSON object of {_JSON_NAMES[of]}s")
+        return entries
 
     def as_str(self) -> str:
         """:raises BadAnswer: it is no JSON string"""
@@ -92,25 +100,41 @@ class Response:
             self._json()
         return True
 
-    def field(self, name: str) -> str:
-        """The string of that name in the JSON object, such as the ID of what was created.
+    @overload
+    def field(self, name: str) -> str: ...
 
-        :raises BadAnswer: there is none
+    @overload
+    def field(self, name: str, kind: type[T]) -> T: ...
+
+    def field(self, name: str, kind: type[Any] = str) -> Any:
+        """What has that name in the JSON object, such as the ID of what was created.
+
+        :raises BadAnswer: there is no such thing of that kind
         """
-        found = self.as_dict().get(name)
-        if not isinstance(found, str):
+        return self.part(self.as_dict(), name, kind)
+
+    def part(self, row: Mapping[str, Any], name: str, kind: type[T]) -> T:
+        """As `field`, of an object within the answer."""
+        found = row.get(name)
+        if not isinstance(found, kind):
             raise self.bad(f"a JSON object with {name}")
         return found
 
     def bad(self, wanted: str) -> BadAnswer:
         """The exception for an answer that is not what was wanted."""
-        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {self.content[:200]!r}")
+        if self.discreet:
+            came = f"{len(self.content)} bytes of something else"
+        else:
+            shown = without(self.content.decode("latin-1"), self.secrets)
+            came = repr(shown.encode("latin-1", "replace")[:200])
+        return BadAnswer(f"{self.what}: wanted {wanted}, but {self.status_code} came with {came}")
 
     def _json(self) -> Any:
         try:
             return loads(self.content.decode())  # not left to json, which would look for other encodings
-        except (ValueError, RecursionError) as error:
-            raise self.bad("JSON") from error
+        except (ValueError, RecursionError):
+            pass  # not chained: the decoder's error carries the whole answer, and what it may repeat
+        raise self.bad("JSON")
 
     def _checked(self, found: Any, kind: type[T]) -> T:
         if not isinstance(found, kind):

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from consulfs.consulate.definitions import CheckOptions, Duration, ServiceOptions
-    from consulfs.consulate.models import AgentQuery, Query
+    from consulfs.consulate.models import AgentQuery, HashQuery, Query
 
 HEALTH_STATUSES = (404, 429, 503)
 """With these the agent tells a state, as a load balancer wants it: 429 is a warning, 503 critical or maintenance."""
+
+_NO_SERVICE = ("unknown service ID", "Unknown service ID")  # before and since Consul 1.11
 
 STATES = ("passing", "warning", "critical", "maintenance")
 """From the best to the worst."""
@@ -82,12 +84,12 @@ class Agent(Endpoint):
 
     def checks(self, **query: Unpack[AgentQuery]) -> list[dict[str, Row]]:
         """A list of one dict, of the agent's checks by ID; [] where there is none."""
-        found = self._read_dict("agent/checks", **query)
+        found = self._read_dict("agent/checks", of=dict, **query)
         return [found] if found else []
 
     def services(self, **query: Unpack[AgentQuery]) -> list[dict[str, Row]]:
         """A list of one dict, of the agent's services by ID; [] where there is none."""
-        found = self._read_dict("agent/services", **query)
+        found = self._read_dict("agent/services", of=dict, **query)
         return [found] if found else []
 
     # -- the agent itself ------------------------------------------------------------------------------------
@@ -119,10 +121,7 @@ class Agent(Endpoint):
 
         :raises ClientError: the agent's telemetry.prometheus_retention_time is not set (415)
         """
-        answer = self._read("agent/metrics", {"format": "prometheus"}, **query)
-        if not answer.ok:
-            raise_for(answer)
-        return answer.text
+        return self._read("agent/metrics", {"format": "prometheus"}, **query).text
 
     def monitor(self, loglevel: Optional[str] = None, logjson: bool = False, timeout: float = math.inf) -> Log:
         """The agent's log from now on, line by line.
@@ -295,9 +294,13 @@ class Agent(Endpoint):
             """Remove a service with its checks. It may be gone already."""
             return self._done(f"agent/service/deregister/{segment(service_id)}")
 
-        def info(self, service_id: str, **query: Unpack[AgentQuery]) -> Optional[Row]:
-            """A service's whole definition, or None where there is no such service."""
-            return self._find_dict(f"agent/service/{segment(service_id)}", **query)
+        def info(self, service_id: str, **query: Unpack[HashQuery]) -> Optional[Row]:
+            """A service's whole definition, or None where there is no such service.
+
+            With `hash` it waits until the definition is another, or the service is gone.
+            """
+            options: Any = query  # Query has no `hash`, which is this endpoint's alone
+            return self._find_dict(f"agent/service/{segment(service_id)}", absent=_NO_SERVICE, **options)
 
         def maintenance(self, service_id: str, enable: bool = True, reason: Optional[str] = None) -> bool:
             """Put a service into maintenance mode, which is a critical check of it; or end that.
@@ -320,6 +323,8 @@ class Agent(Endpoint):
             path = f"agent/health/service/{which}"
             answer = self._call("GET", path, {}, timeout=timeout, accepted=HEALTH_STATUSES)
             if answer.status_code == 404:
+                if "X-Consul-Reason" not in answer.headers and not answer.text.startswith("Service"):  # as since 1.13
+                    raise_for(answer)
                 return None
             rows = _instances(answer)
             return ServiceHealth(max((row["AggregatedStatus"] for row in rows), key=STATES.index), rows)
@@ -328,7 +333,7 @@ class Agent(Endpoint):
 def _instances(answer: Response) -> Rows:
     """The instances in an answer about health, which is a list of them or a single one."""
     try:
-        rows = answer.as_list() if answer.content.lstrip()[:1] == b"[" else [answer.as_dict()]
+        rows = answer.as_list(dict) if answer.content.lstrip()[:1] == b"[" else [answer.as_dict()]
         if not rows or any(row.get("AggregatedStatus") not in STATES for row in rows):
             raise answer.bad("the health of services")
         return rows

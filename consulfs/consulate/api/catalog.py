@@ -38,7 +38,7 @@ class Catalog(Endpoint):
 
     def datacenters(self, **query: Unpack[AgentQuery]) -> list[str]:
         """The names of all known datacenters, the nearest first. Answers without a leader, too."""
-        return self._read_list("catalog/datacenters", **query)
+        return self._read_list("catalog/datacenters", of=str, **query)
 
     def register(
         self,
@@ -119,7 +119,7 @@ class Catalog(Endpoint):
 
     def services(self, **query: Unpack[NodeQuery]) -> list[dict[str, list[str]]]:
         """A list of one dict, of each service's name and the tags that it has anywhere; [] where there is none."""
-        found = self._read_dict("catalog/services", **query)
+        found = self._read_dict("catalog/services", of=list, **query)
         return [found] if found else []
 
     def service(

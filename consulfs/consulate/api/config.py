@@ -33,7 +33,7 @@ class Config(Endpoint):
 
         :param name: "global" for proxy-defaults
         """
-        return self._find_dict(f"config/{segment(kind)}/{segment(name)}", **query)
+        return self._find_dict(f"config/{segment(kind)}/{segment(name)}", absent=("Config entry not found",), **query)
 
     def list(self, kind: str, **query: Unpack[Filtered]) -> Rows:
         """All entries of a kind. Consul filters them since 1.16; an older one gives them all."""
@@ -47,7 +47,7 @@ class Config(Endpoint):
         """
         if cas is not None:
             entry = self.get(kind, name)
-            if entry is None or entry["ModifyIndex"] != cas:
+            if entry is None or entry.get("ModifyIndex") != cas:
                 return False
         answer = self._write(f"config/{segment(kind)}/{segment(name)}", None, {"cas": cas}, "DELETE")
         return answer.body is not False

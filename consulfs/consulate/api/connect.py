@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.adapters import Request
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, raise_for, segment, strip_none
+from consulfs.consulate.api.base import Discreet, Endpoint, Params, Row, Rows, is_absent, segment, strip_none
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from consulfs.consulate.models import Filtered, Query
 
 
-class CA(Endpoint):
+_NO_INTENTION = ("Intention not found",)
+
+
+class CA(Discreet):
     """The certificate authority. Answers may hold private keys: they are given as they are, and kept nowhere."""
 
     def roots(self, **query: Unpack[Query]) -> Row:
@@ -23,10 +26,7 @@ class CA(Endpoint):
 
     def roots_pem(self, **query: Unpack[Query]) -> str:
         """The trusted root certificates, one after the other in PEM."""
-        answer = self._read("connect/ca/roots", {"pem": "true"}, **query)
-        if not answer.ok:
-            raise_for(answer)
-        return answer.text
+        return self._read("connect/ca/roots", {"pem": "true"}, **query).text
 
     def configuration(self, **query: Unpack[Query]) -> Row:
         """The provider and its configuration."""
@@ -81,11 +81,11 @@ class Intentions(Endpoint):
         :raises ServerError: there is one for the two already
         """
         body = _body(source, destination, action, description, meta)
-        return str(self._write("connect/intentions", body, method="POST").as_dict()["ID"])
+        return self._write("connect/intentions", body, method="POST").field("ID")
 
     def read(self, intention_id: str, **query: Unpack[Query]) -> Optional[Row]:
         """The intention, or None where there is none."""
-        return self._find_dict(f"connect/intentions/{segment(intention_id)}", **query)
+        return self._find_dict(f"connect/intentions/{segment(intention_id)}", absent=_NO_INTENTION, **query)
 
     def update(
         self,
@@ -98,13 +98,13 @@ class Intentions(Endpoint):
     ) -> bool:
         """Replace an intention as a whole.
 
-        :raises ServerError: there is no such intention
+        :raises ServerError: there is no such intention; NotFound where the ID is no UUID
         """
         body = _body(source, destination, action, description, meta)
         return self._done(f"connect/intentions/{segment(intention_id)}", body)
 
     def delete(self, intention_id: str) -> bool:
-        """:raises ServerError: there is no such intention"""
+        """:raises ServerError: there is no such intention; NotFound where the ID is no UUID"""
         return self._done(f"connect/intentions/{segment(intention_id)}", method="DELETE")
 
     def match(self, by: str, names: Sequence[str], **query: Unpack[Query]) -> dict[str, Rows]:
@@ -120,15 +120,16 @@ class Intentions(Endpoint):
     def check(self, source: str, destination: str, **query: Unpack[Query]) -> bool:
         """Whether a connection would be allowed."""
         params: Params = {"source": source, "destination": destination}
-        return bool(self._read_dict("connect/intentions/check", params, **query)["Allowed"])
+        return self._read("connect/intentions/check", params, **query).field("Allowed", bool)
 
     def read_exact(self, source: str, destination: str, **query: Unpack[Query]) -> Optional[Row]:
         """The intention for just these two, or None where there is none. Since Consul 1.9.
 
-        :raises ClientError: the server is too old (1.8.7 takes "exact" for an ID: 400)
+        :raises NotFound: the server is too old (1.8.7 takes "exact" for an ID)
         """
         params: Params = {"source": source, "destination": destination}
-        return self._find_dict("connect/intentions/exact", params, **query)
+        answer = self._read("connect/intentions/exact", params, (404,), **query)
+        return None if is_absent(answer, _NO_INTENTION) else answer.as_dict() or None
 
     def upsert_exact(
         self,
@@ -143,7 +144,7 @@ class Intentions(Endpoint):
         :param action: "allow" or "deny"; or else
         :param permissions: what is allowed and denied by HTTP path, header or method, as Consul documents it
         :raises ValueError: not exactly one of the two is given
-        :raises ServerError: the server is too old (1.8.7 takes "exact" for an ID: 500)
+        :raises NotFound: the server is too old (1.8.7 takes "exact" for an ID)
         """
         if (action is None) == (permissions is None):
             raise ValueError("an intention has an action or permissions, and one of the two only")
@@ -154,7 +155,7 @@ class Intentions(Endpoint):
     def delete_exact(self, source: str, destination: str) -> bool:
         """Delete the intention for just these two; there need not be one. Since Consul 1.9.
 
-        :raises ServerError: the server is too old (1.8.7 takes "exact" for an ID: 500)
+        :raises NotFound: the server is too old (1.8.7 takes "exact" for an ID)
         """
         params: Params = {"source": source, "destination": destination}
         return self._done("connect/intentions/exact", None, params, "DELETE")
@@ -198,9 +199,9 @@ class Connect(Endpoint):
         """
         path, params = f"discovery-chain/{segment(service)}", Params({"compile-dc": compile_dc})
         if overrides is None:
-            return dict(self._read_dict(path, params, **query)["Chain"])
+            return self._read(path, params, **query).field("Chain", dict)
         options: Params = {**params, **self._options(query)}
-        return dict(self._write(path, dict(overrides), options, "POST", self._time_for(query)).as_dict()["Chain"])
+        return self._write(path, dict(overrides), options, "POST", self._time_for(query)).field("Chain", dict)
 
 
 def _body(

@@ -43,7 +43,7 @@ class Event(Endpoint):
             "tag": tag,
         }
         body = payload.encode() if isinstance(payload, str) else payload
-        return str(self._write(f"event/fire/{segment(name)}", body, params).as_dict()["ID"])
+        return self._write(f"event/fire/{segment(name)}", body, params).field("ID")
 
     def list(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 from consulfs.consulate.adapters import Request
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows
+from consulfs.consulate.api.base import Discreet, Endpoint, Params, Row, Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +38,7 @@ class Raft(Endpoint):
         :raises NotFound: the server is too old
         """
         answer = self._write("operator/raft/transfer-leader", None, {"id": id}, "POST")
-        return bool(answer.as_dict().get("Success"))
+        return answer.field("Success", bool)
 
 
 class Autopilot(Endpoint):
@@ -71,7 +71,7 @@ class Autopilot(Endpoint):
         return self._read_dict("operator/autopilot/state", **query)
 
 
-class Keyring(Endpoint):
+class Keyring(Discreet):
     """The keys that gossip is encrypted with: base64 of 16, 24 or 32 bytes. Each change reaches every member.
 
     `relay_factor`, 0 to 5, is by how many other nodes each answer is sent as well.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment
+from consulfs.consulate.adapters import Response
+from consulfs.consulate.api.base import Discreet, Params, Row, Rows, segment
 from consulfs.consulate.models import duration
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ _OF_SERVICE = {
 }
 
 
-class Query(Endpoint):
+class Query(Discreet):
     """Prepared queries: which instances of a service are to be used, kept by Consul under a name or an ID."""
 
     def create(self, definition: Optional[Mapping[str, Any]] = None, **fields: Unpack[Fields]) -> str:
@@ -72,12 +73,12 @@ class Query(Endpoint):
         :raises ValueError: no service is named
         :raises ServerError: the name is another query's; or it has neither a name nor a session, and is no template
         """
-        return str(self._store("POST", "query", _body(definition, fields)).as_dict()["ID"])
+        return self._store("POST", "query", _body(definition, fields)).field("ID")
 
     def update(self, query_id: str, definition: Optional[Mapping[str, Any]] = None, **fields: Unpack[Fields]) -> bool:
         """Replace a query as a whole: what is not given is gone.
 
-        :raises ServerError: there is no such query
+        :raises ServerError: there is no such query; NotFound where the ID is no UUID
         """
         self._store("PUT", f"query/{segment(query_id)}", _body(definition, fields))
         return True
@@ -88,11 +89,12 @@ class Query(Endpoint):
 
     def read(self, query_id: str, **query: Unpack[Options]) -> Optional[Row]:
         """The query of an ID, not of a name (see `explain`); None where there is none that the token may read."""
-        found = self._read_list(f"query/{segment(query_id)}", **query)
+        answer = self._search(f"query/{segment(query_id)}", absent=("Query not found",), **query)
+        found = answer.as_list(dict) if answer else []
         return found[0] if found else None
 
     def delete(self, query_id: str) -> bool:
-        """:raises ServerError: there is no such query"""
+        """:raises ServerError: there is no such query; NotFound where the ID is no UUID"""
         return self._done(f"query/{segment(query_id)}", method="DELETE")
 
     def execute(
@@ -121,9 +123,9 @@ class Query(Endpoint):
 
         :raises NotFound: there is no such query, and no template for the name
         """
-        return dict(self._read_dict(f"query/{segment(name_or_id)}/explain", **query)["Query"])
+        return self._read(f"query/{segment(name_or_id)}/explain", **query).field("Query", dict)
 
-    def _store(self, method: str, path: str, body: Row) -> Any:
+    def _store(self, method: str, path: str, body: Row) -> Response:
         return self._write(path, body, method=method, secret=body.get("Token"))
 
 

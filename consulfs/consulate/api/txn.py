@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, consistency_of, says_no_session
+from consulfs.consulate.api.base import Endpoint, Params, check_options, consistency_of, says_no_session
 from consulfs.consulate.exceptions import BY_STATUS, StaleIndex, TransactionFailed, UnknownSession
 
 if TYPE_CHECKING:
@@ -93,13 +93,17 @@ class Txn(Endpoint):
         """
         answer = self._send(encode(operations), query)
         try:
-            return list(answer.as_dict()["Results"] or ())
+            rows = list(answer.as_dict()["Results"] or ())
         except (KeyError, TypeError):
             raise answer.bad("the results of a transaction") from None
+        if not all(isinstance(row, dict) for row in rows):
+            raise answer.bad("the results of a transaction")
+        return rows
 
     def _send(self, body: bytes, query: Query) -> Response:
         if query.get("index") is not None:
             raise ValueError("a transaction cannot wait: Consul has no blocking query for an odd key")
+        check_options(query)
         params: Params = {"dc": query.get("dc") or self._datacenter}
         params.update(consistency_of(query.get("consistency"), query.get("stale", False)))
         answer = self._call("PUT", "txn", params, body, query.get("timeout"), accepted=(409,))

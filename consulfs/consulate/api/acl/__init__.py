@@ -16,7 +16,7 @@ from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.acl.collections import (
     AuthMethods,
     BindingRules,
-    Discreet,
+    Guarded,
     Policies,
     Roles,
     TemplatedPolicies,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         """What a read takes that cannot wait for a change; see `Query`."""
 
         consistency: str
+        stale: bool
         dc: str
         timeout: float
 
@@ -46,10 +47,12 @@ MANAGEMENT = "00000000-0000-0000-0000-000000000001"
 UPGRADE_LIMIT = 10.0
 """Seconds that a legacy ACL may be without an AccessorID; the servers give it one within about a second."""
 
+_LIST, _SELF = "GET /v1/acl/list", "GET /v1/acl/token/self"
+
 Verdicts = list[bool]
 
 
-class ACL(Discreet):
+class ACL(Guarded):
     """Access control.
 
     Legacy ACLs (create, clone, destroy, info, list, update) were removed in Consul 1.11; what replaces them:
@@ -96,8 +99,7 @@ class ACL(Discreet):
 
     def list(self, **query: Unpack[Query]) -> Rows:
         """The legacy ACLs, with their IDs, which are secrets."""
-        with _removed("acl.tokens and acl.policies"):
-            return self._get("acl/list", **query).as_list()
+        return self._read_legacy(**query).as_list(dict)
 
     def info(self, acl_id: str, **query: Unpack[Query]) -> Row:
         """A legacy ACL.
@@ -109,11 +111,11 @@ class ACL(Discreet):
         :raises ServerError: without the right to the list, where the servers have given it no AccessorID yet
         """
         try:
-            found = self._find_legacy(acl_id, self.list(**query))
+            asked, found = _LIST, self._find_legacy(acl_id, **query)
         except Forbidden:
-            found = _as_legacy(self._read_by_secret(acl_id, **query))
+            asked, found = _SELF, _as_legacy(self._read_by_secret(acl_id, **query))
         if found is None:
-            raise _no_such_acl()
+            raise _no_such_acl(asked)
         return found
 
     def clone(self, acl_id: str) -> str:
@@ -121,9 +123,9 @@ class ACL(Discreet):
 
         :raises NotFound: there is none, or it belongs to the new system
         """
-        found = self._find_legacy(acl_id, self.list())
+        found = self._find_legacy(acl_id)
         if found is None:
-            raise _no_such_acl()
+            raise _no_such_acl(_LIST)
         return self.create(found["Name"], found["Type"], found["Rules"])
 
     def destroy(self, acl_id: str) -> bool:
@@ -133,19 +135,27 @@ class ACL(Discreet):
         :raises Forbidden: the client's token may not
         :raises ServerError: the servers have not given it the AccessorID yet by which it is deleted
         """
-        return self.tokens.delete(self._read_by_secret(acl_id)["AccessorID"])
+        return self.tokens.delete(self._read_by_secret(acl_id).field("AccessorID"))
 
     def _legacy_write(self, what: str, body: Mapping[str, Any], secret: Optional[str] = None) -> str:
         if body["Type"] not in ("client", "management"):
             raise ValueError(f"the type of a legacy ACL is 'client' or 'management', not {body['Type']!r}")
         with _removed("acl.tokens and acl.policies"):
-            return str(self._write(f"acl/{what}", strip_none(body), secret=secret).as_dict()["ID"])
+            return self._write(f"acl/{what}", strip_none(body), secret=secret).field("ID")
 
-    @staticmethod
-    def _find_legacy(acl_id: str, rows: Rows) -> Optional[Row]:
-        return next((row for row in rows if row["ID"] == acl_id), None)
+    def _read_legacy(self, **query: Unpack[Query]) -> Response:
+        with _removed("acl.tokens and acl.policies"):
+            return self._get("acl/list", **query)
 
-    def _read_by_secret(self, secret: str, **query: Unpack[Query]) -> Row:
+    def _find_legacy(self, acl_id: str, **query: Unpack[Query]) -> Optional[Row]:
+        answer = self._read_legacy(**query)
+        found = next((row for row in answer.as_list(dict) if row.get("ID") == acl_id), None)
+        if found is not None:
+            for name in ("Name", "Type", "Rules"):
+                answer.part(found, name, str)
+        return found
+
+    def _read_by_secret(self, secret: str, **query: Unpack[Query]) -> Response:
         """The token of a secret, asked for by itself: acl/token/self with the secret in the header.
 
         A new legacy ACL has neither AccessorID nor policies there at first: the leader brings them a little later
@@ -154,18 +164,18 @@ class ACL(Discreet):
         own = self._with_token(secret)
         deadline = time.monotonic() + UPGRADE_LIMIT
         try:
-            token = own._get("acl/token/self", secret, **query).as_dict()
-            while not token["AccessorID"]:
+            answer = own._get("acl/token/self", secret, **query)
+            while not answer.field("AccessorID"):
                 left = deadline - time.monotonic()
                 if left <= 0 or own.meta.index is None:
-                    raise ServerError("the servers have given this ACL no AccessorID yet; try again")
+                    raise ServerError(f"{_SELF}: the servers have given this ACL no AccessorID yet; try again")
                 later: Query = {**query, "index": own.meta.index, "wait": f"{left:.3f}s"}
-                token = own._get("acl/token/self", secret, **later).as_dict()
+                answer = own._get("acl/token/self", secret, **later)
         except Forbidden as error:
             if "ACL not found" not in str(error):
                 raise
-            raise _no_such_acl() from None
-        return token
+            raise _no_such_acl(_SELF) from None
+        return answer
 
     def _get(self, path: str, secret: Optional[str] = None, **query: Unpack[Query]) -> Response:
         """A read of which every error status is raised, a 404 too."""
@@ -229,7 +239,10 @@ class ACL(Discreet):
         """
         body = [{"Resource": resource, "Access": access, "Segment": name} for resource, access, name in requests]
         answer = self._write("internal/acl/authorize", body, method="POST", timeout=timeout)
-        return [bool(each["Allow"]) for each in answer.as_list()]
+        verdicts = [answer.part(each, "Allow", bool) for each in answer.as_list(dict)]
+        if len(verdicts) != len(body):
+            raise answer.bad(f"{len(body)} verdicts")
+        return verdicts
 
     def login(self, auth_method: str, bearer_token: str, meta: Optional[Mapping[str, str]] = None) -> Row:
         """A new token, with its SecretID, for someone whom an auth method knows.
@@ -266,7 +279,7 @@ class ACL(Discreet):
         :raises NotFound: the server is not Consul Enterprise
         """
         body = {"AuthMethod": auth_method, "RedirectURI": redirect_uri, "ClientNonce": client_nonce, "Meta": meta}
-        return str(self._write("acl/oidc/auth-url", strip_none(body), method="POST").as_dict()["AuthURL"])
+        return self._write("acl/oidc/auth-url", strip_none(body), method="POST").field("AuthURL")
 
     def oidc_callback(
         self,
@@ -291,6 +304,8 @@ def _removed(instead: str) -> Iterator[None]:
     try:
         yield
     except (Gone, NotFound) as error:
+        if error.status not in (404, 410):  # an ID that is no UUID
+            raise
         raise Gone(f"{error}; removed in Consul 1.11: use {instead}", error.status) from None
 
 
@@ -301,8 +316,22 @@ def _sendable(token: str) -> str:
     return token
 
 
-def _as_legacy(token: Row) -> Optional[Row]:
+def _whole(answer: Response) -> Row:
+    """A token with all that `_as_legacy` looks at."""
+    token = answer.as_dict()
+    for name in ("SecretID", "Description", "CreateTime"):
+        answer.part(token, name, str)
+    for name in ("CreateIndex", "ModifyIndex"):
+        answer.part(token, name, int)
+    policies = token.get("Policies") or []
+    if not isinstance(policies, list) or not all(isinstance(each, dict) and "ID" in each for each in policies):
+        raise answer.bad("a token with its policies")
+    return token
+
+
+def _as_legacy(answer: Response) -> Optional[Row]:
     """A token as Consul's legacy API shows it; None where it belongs to the new system."""
+    token = _whole(answer)
     policies = [each["ID"] for each in token.get("Policies") or ()]
     grants = any(token.get(name) for name in ("Roles", "ServiceIdentities", "NodeIdentities"))
     # The legacy API sets no time of creation, the new one always does; measured on Consul 1.8.7.
@@ -319,5 +348,5 @@ def _as_legacy(token: Row) -> Optional[Row]:
     }
 
 
-def _no_such_acl() -> NotFound:
-    return NotFound("there is no such ACL", 404)
+def _no_such_acl(asked: str) -> NotFound:
+    return NotFound(f"{asked}: there is no such ACL", 404)

@@ -5,14 +5,12 @@ Source: https://www.consul.io/api-docs/acl and the pages below it; measured on C
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
-from consulfs.consulate.adapters import Response
-from consulfs.consulate.api.base import Endpoint, Params, Row, Rows, segment, strip_none
-from consulfs.consulate.exceptions import BadAnswer, Forbidden, NotFound
+from consulfs.consulate.api.base import Discreet, Params, Row, Rows, segment, strip_none
+from consulfs.consulate.exceptions import ClientError, Forbidden, NotFound
 from consulfs.consulate.models import duration
 
 if TYPE_CHECKING:
@@ -89,23 +87,26 @@ class BindingRuleFields(TypedDict, total=False):
     selector: str
 
 
-class Discreet(Endpoint):
-    """An endpoint whose answers hold secrets: no message quotes an answer that is not what it should be."""
+_ABSENT = ("", "ACL not found")
+"""How Consul says 404: 1.8 without a word, later versions with "Requested role does not exist: ACL not found"."""
 
-    def _call(self, *args: Any, **kwargs: Any) -> Response:
-        answer = super()._call(*args, **kwargs)
-        return _Unquoted(answer.status_code, answer.content, answer.headers, answer.what)
 
-    def _find_dict(self, path: str, params: Optional[Params] = None, **query: Any) -> Optional[Row]:
+class Guarded(Discreet):
+    """An endpoint of the ACL system."""
+
+    def _find_dict(
+        self, path: str, params: Optional[Params] = None, absent: Sequence[str] = _ABSENT, **query: Any
+    ) -> Optional[Row]:
         """An object, or None where there is none: Consul answers 403 for an unknown token or policy, as late as 1.8.
 
         :raises Forbidden: there is something, or the client's own token is unknown
         """
         try:
-            with self._missing_told():
-                return super()._find_dict(path, params, **query)
-        except NotFound:
-            return None
+            return super()._find_dict(path, params, absent, **query)
+        except Forbidden as error:
+            if self._tells_missing(error):
+                return None
+            raise
 
     @contextmanager
     def _missing_told(self) -> Iterator[None]:
@@ -113,9 +114,12 @@ class Discreet(Endpoint):
         try:
             yield
         except Forbidden as error:
-            if "ACL not found" in str(error) and self._is_known():
+            if self._tells_missing(error):
                 raise NotFound(str(error), 404) from None
             raise
+
+    def _tells_missing(self, error: Forbidden) -> bool:
+        return "ACL not found" in str(error) and self._is_known()
 
     def _is_known(self) -> bool:
         """Whether Consul knows the client's token; without one a client is anonymous, who is known."""
@@ -125,24 +129,7 @@ class Discreet(Endpoint):
             return False
 
 
-class _Unquoted(Response):
-    __slots__ = ()
-
-    def _json(self) -> Any:
-        try:
-            return json.loads(self.content)
-        except ValueError:
-            pass  # not chained: the decoder's error carries the whole answer
-        raise self.bad("JSON")
-
-    def bad(self, wanted: str) -> BadAnswer:
-        size = len(self.content)
-        return BadAnswer(
-            f"{self.what}: wanted {wanted}, but {self.status_code} came with {size} bytes of something else"
-        )
-
-
-class _Collection(Discreet):
+class _Collection(Guarded):
     """Objects with an ID, or, in the case of auth methods, a name.
 
     Consul replaces an object when it is updated, and forgets what it is not told. `update` here reads the object,
@@ -167,7 +154,10 @@ class _Collection(Discreet):
         return self._read_list(self._all, **query)
 
     def delete(self, item_id: str, /) -> bool:
-        """Delete one; True, also where there is none: Consul does not tell."""
+        """Delete one; True, also where there is none: Consul does not tell.
+
+        :raises NotFound: there is none, on later servers, which tell; or the ID is no UUID
+        """
         return self._write(self._path(item_id), method="DELETE").as_bool()
 
     def _create(self, fields: Mapping[str, Any], named: Mapping[str, Any], secret: Optional[str] = None) -> Row:
@@ -269,6 +259,7 @@ class Tokens(_Collection):
         role: Optional[str] = None,
         auth_method: Optional[str] = None,
         auth_method_ns: Optional[str] = None,
+        service_name: Optional[str] = None,
         **query: Unpack[Query],
     ) -> Rows:
         """The tokens, with their SecretIDs or without, as the version of Consul has it (1.8: without).
@@ -277,8 +268,10 @@ class Tokens(_Collection):
         :param role: only those linked with the role of this ID, not name
         :param auth_method: only those of logins by this method
         :param auth_method_ns: that method's namespace (Consul Enterprise)
+        :param service_name: only those with the identity of this service; older versions, as 1.8, ignore it
         """
         params: Params = {"policy": policy, "role": role, "authmethod": auth_method, "authmethod-ns": auth_method_ns}
+        params["servicename"] = service_name
         return self._read_list(self._all, params, **query)
 
     def _kept(self, now: Row, changes: Row) -> Row:
@@ -384,7 +377,7 @@ class BindingRules(_Collection):
         return self._read_list(self._all, {"authmethod": auth_method}, **query)
 
 
-class TemplatedPolicies(Discreet):
+class TemplatedPolicies(Guarded):
     """The policies that Consul brings with blanks in them; since Consul 1.17.
 
     Source: https://developer.hashicorp.com/consul/api-docs/acl/templated-policies
@@ -399,11 +392,19 @@ class TemplatedPolicies(Discreet):
         return answer.as_dict()
 
     def read(self, name: str, *, dc: Optional[str] = None, timeout: Optional[float] = None) -> Optional[Row]:
-        """One template, such as "builtin/service"; None where there is none."""
+        """One template, such as "builtin/service"; None where there is none.
+
+        :raises NotFound: the server is too old
+        """
         query: Query = {} if dc is None else {"dc": dc}
         if timeout is not None:
             query["timeout"] = timeout
-        return self._find_dict(f"acl/templated-policy/name/{_segments(name)}", **query)
+        try:
+            return self._find_dict(f"acl/templated-policy/name/{_segments(name)}", absent=(), **query)
+        except ClientError as error:
+            if error.status == 400 and "nvalid templated policy" in str(error):  # so since 1.17
+                return None
+            raise
 
     def preview(self, name: str, variables: Optional[Mapping[str, Any]] = None) -> Row:
         """The policy that a template makes with these variables, such as {"Name": "web"}."""
