@@ -26,7 +26,6 @@ _ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (consul.AnswerTimeout, errno.ETIMEDOUT),
     (consul.Forbidden, errno.EACCES),
     (consul.ACLDisabled, errno.EACCES),
-    (consul.NotFound, errno.ENOENT),
     (consul.TooLarge, errno.EFBIG),
     (consul.StaleIndex, errno.EAGAIN),
     (consul.ConsulateException, errno.EIO),

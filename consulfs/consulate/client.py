@@ -41,8 +41,6 @@ class Consul:
         cert: adapters.Cert = None,
         timeout: Optional[float] = adapters.DEFAULT_TIMEOUT,
     ) -> None:
-        if token is not None and not (token.isascii() and token.isprintable()):
-            raise ValueError("the token has characters that no HTTP header can carry")
         self._base = _base_uri(scheme, host, port)
         if adapter is None or callable(adapter):
             factory = adapter or (adapters.UnixSocketRequest if scheme == "http+unix" else adapters.Request)

@@ -21,6 +21,7 @@
     ├── ServerError             5xx: agent shutting down, internal error
     │   ├── NoLeader            500: the servers have no leader now
     │   └── UnknownDatacenter   500: no such datacenter, or no way to its servers
+    ├── KeyMissing              kv[key] of a key that does not exist; a KeyError and an AttributeError too
     └── LockFailure             the lock is held by someone else (also named LockError)
 
 Every ClientError and ServerError carries `status` (the HTTP status) and Consul's words. None carries a token.
@@ -28,11 +29,8 @@ Every ClientError and ServerError carries `status` (the HTTP status) and Consul'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
-from json import dumps
+from collections.abc import Sequence
 from typing import Optional
-from urllib.parse import quote
 
 
 class ConsulateException(Exception):
@@ -144,8 +142,10 @@ class LockFailure(ConsulateException):
 LockError = LockFailure
 
 
-class KeyMissing(KeyError, AttributeError):
+class KeyMissing(ConsulateException, KeyError, AttributeError):
     """`kv[key]` for a key that does not exist: documented both as KeyError and as AttributeError."""
+
+    __str__ = Exception.__str__
 
 
 BY_STATUS: dict[int, type[ClientError]] = {
@@ -156,20 +156,3 @@ BY_STATUS: dict[int, type[ClientError]] = {
     413: TooLarge,
     429: RateLimited,
 }
-
-
-def without(text: str, secrets: Iterable[str]) -> str:
-    """A server's words without the secrets that they may repeat, as they are, quoted or cut off at the end."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        for form in (secret, quote(secret, safe=""), dumps(secret)[1:-1], escape(secret)):
-            text = text.replace(form, "<secret>")
-        bare = text.rstrip("'\"")
-        for size in range(min(len(secret), len(bare)), _TELLING - 1, -1):
-            if bare.endswith(secret[:size]):
-                text = bare[:-size] + "<secret>" + text[len(bare) :]
-                break
-    return text
-
-
-_TELLING = 6
-"""So many characters of a secret, and more, are not to be seen at the end of words that were cut off."""

@@ -12,7 +12,8 @@ from typing import Any, Callable, Optional, TypeVar, overload
 import urllib3
 
 from consulfs.consulate._failures import translated
-from consulfs.consulate.exceptions import BadAnswer, without
+from consulfs.consulate._secrets import without
+from consulfs.consulate.exceptions import BadAnswer
 from consulfs.consulate.models import Meta
 
 T = TypeVar("T")

@@ -18,6 +18,7 @@ from cachetools import TTLCache
 from consulfs.consulate import (
     ACLDisabled,
     AnswerTimeout,
+    BadAnswer,
     ClientError,
     ConnectFailed,
     Consul,
@@ -167,7 +168,7 @@ class Backend:
             return self._consul.acl.authorize([("key", "write", key)], timeout=left)[0]
         except ACLDisabled:
             return True
-        except NotFound:
+        except (NotFound, BadAnswer):  # an old server; or a proxy that lets no internal path through, and shows a page
             pass
         try:
             self._consul.kv.store(key, b"", 0, IMPOSSIBLE_INDEX, timeout=left)

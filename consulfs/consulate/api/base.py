@@ -9,6 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Callable, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, urlencode
 
+from consulfs.consulate._secrets import without
 from consulfs.consulate.adapters import Request, Response, Stream
 from consulfs.consulate.exceptions import (
     BY_STATUS,
@@ -20,7 +21,6 @@ from consulfs.consulate.exceptions import (
     ServerError,
     UnknownDatacenter,
     UnknownSession,
-    without,
 )
 from consulfs.consulate.models import DEFAULT_WAIT, Meta, duration, seconds
 
@@ -225,7 +225,7 @@ class Endpoint:
         timeout = query.get("timeout")
         if not _waits(query):
             return timeout
-        limit = self._adapter.timeout if timeout is None else timeout
+        limit = getattr(self._adapter, "timeout", None) if timeout is None else timeout
         wait = query.get("wait")
         held = DEFAULT_WAIT if wait is None else seconds(wait)
         # Consul adds up to wait/16 to spread the load: api-docs/features/blocking.

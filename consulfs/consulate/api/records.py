@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from urllib.parse import quote
 
+from consulfs.consulate._secrets import without
 from consulfs.consulate.adapters import Request, Response
 from consulfs.consulate.api.base import Endpoint, Params, raise_for
 from consulfs.consulate.api.txn import Txn, encode, operation
-from consulfs.consulate.exceptions import BadAnswer, ClientError, StaleIndex, TooLarge, without
+from consulfs.consulate.exceptions import BadAnswer, ClientError, StaleIndex, TooLarge
 from consulfs.consulate.jsonlist import elements
 from consulfs.consulate.models import Record
 
