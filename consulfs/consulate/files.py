@@ -1,4 +1,4 @@
-"""A file that is replaced all at once, when its new content is whole and safe. Pure."""
+"""A file that is replaced all at once, when its new content is whole and safe."""
 
 from __future__ import annotations
 
