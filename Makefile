@@ -13,7 +13,7 @@ TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=
 help:
 	@echo "make demo        a private Consul, mounted at ./$(MNT); make demo-stop ends it"
 	@echo "make test        the whole test-suite, on a real Consul and real mounts"
-	@echo "make bench       what a call of the client costs, beside urllib3 and requests"
+	@echo "make bench       what the client and its backups cost, beside what stands beneath them"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     put the commands into /usr/local/bin, where mount(8) finds them"
 
@@ -43,6 +43,7 @@ test: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/transfer.py
 
 lint: $(VENV)/.ready-lint
 	$(VENV)/bin/ruff check .

@@ -163,7 +163,7 @@ def test_bad_acl_input_is_named_without_the_id(locked, text, words):
 def test_odd_acls_of_a_server_are_one_line(own, proxy_of_own, row):
     proxy_of_own.fault = lambda seen: (200, f"[{row}]".encode()) if seen.path == "/v1/acl/list" else None
     for words in ("restore", "backup"):
-        assert "/v1/acl/list: wanted ACLs" in fails(proxy_of_own.address, "acl", words, input=b"[]")
+        assert "/v1/acl/list: wanted " in fails(proxy_of_own.address, "acl", words, input=b"[]")
 
 
 @pytest.mark.parametrize("depth", [100, 400, 900, 980, 1100, 100_000])

@@ -138,7 +138,8 @@ def fails(path, kind, words):
                 call()
             assert str(caught.value).startswith(f"{what}: ")
             assert str(caught.value).count(what) == 1
-            assert caught.value.__cause__ is not None
+            if kind is not consulate.BadAnswer:  # whose cause, a decoder's error, would carry the whole answer
+                assert caught.value.__cause__ is not None
 
 
 def test_sockets_that_cannot_be_reached(path, tmp_path):
