@@ -73,7 +73,7 @@ def serving():
             self.send_response(server.status)
             self.end_headers()
 
-        do_GET = do_POST = handle_any  # noqa: N815
+        do_GET = do_POST = handle_any  # noqa: N815 - so named by http.server
 
         def log_message(self, *_):
             pass
@@ -211,7 +211,7 @@ def test_an_alias_follows_its_service_or_node(consul, curl):
     ):
         # Told again and again: the agent may miss a change, and looks by itself only once a minute.
         words = itertools.count()
-        until(lambda: tell("service:web1", str(next(words))) and state(curl, "as web1")[0] == wanted)  # noqa: B023
+        until(lambda: tell("service:web1", str(next(words))) and state(curl, "as web1")[0] == wanted)  # noqa: B023 - called at once
     until(lambda: state(curl, "as node")[0] == "passing")
     assert seen(curl, "agent/checks")["as web1"]["ServiceID"] == "front"
 

@@ -178,6 +178,6 @@ def test_the_querys_token_is_hidden_and_in_no_message():
 def test_an_id_that_is_no_uuid(consul):
     for odd in ("nope", "x" * 36, "1111-" + "1" * 31):
         assert consul.query.read(odd) is None
-        for call in (lambda: consul.query.update(odd, service="s"), lambda: consul.query.delete(odd)):  # noqa: B023
+        for call in (lambda: consul.query.update(odd, service="s"), lambda: consul.query.delete(odd)):  # noqa: B023 - called at once
             with pytest.raises(consulate.NotFound, match="/v1/query/"):
                 call()

@@ -498,9 +498,9 @@ def test_sessions_that_do_not_exist(agent, curl):
     with client(agent) as consul:
         for session in (NOBODY, "xyz"):
             for call in (
-                lambda: consul.kv.acquire_lock("a", session),  # noqa: B023
-                lambda: consul.txn.execute([operation("lock", "a", b"", session=session)]),  # noqa: B023
-                lambda: consul.session.renew(session),  # noqa: B023
+                lambda: consul.kv.acquire_lock("a", session),  # noqa: B023 - called at once
+                lambda: consul.txn.execute([operation("lock", "a", b"", session=session)]),  # noqa: B023 - called at once
+                lambda: consul.session.renew(session),  # noqa: B023 - called at once
             ):
                 with pytest.raises(consulate.UnknownSession, match=r"^PUT /v1/") as caught:
                     call()

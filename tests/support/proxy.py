@@ -49,7 +49,7 @@ class Proxy:
             def handle_any(self) -> None:
                 proxy.handle(self)
 
-            do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
+            do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - so named by http.server
 
             def log_message(self, *_: object) -> None:
                 pass
