@@ -34,9 +34,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def agent() -> Iterator[Agent]:
+def plain_agent() -> Iterator[Agent]:
     with Agent() as agent:
         yield agent
+
+
+@pytest.fixture(scope="session")
+def agent(plain_agent: Agent) -> Agent:
+    """Where a module defines an agent of its own under this name, all fixtures below are on that one."""
+    return plain_agent
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def curl(agent: Agent) -> Iterator[Curl]:
 @pytest.fixture
 def consul(agent: Agent, curl: Curl) -> Iterator[consulate.Consul]:
     """A client of an empty store."""
-    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
+    with consulate.Consul("127.0.0.1", agent.port, timeout=30) as consul:
         yield consul
 
 

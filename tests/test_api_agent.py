@@ -25,15 +25,15 @@ MASTER = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     config = {"enable_script_checks": True, "telemetry": {"prometheus_retention_time": "60s"}}
-    with Agent(config, keeps_data=True) as own:
-        yield own
+    with Agent(config, keeps_data=True) as agent:
+        yield agent
 
 
 @pytest.fixture
-def curl(own):
-    curl = Curl(own.url)
+def curl(agent):
+    curl = Curl(agent.url)
     yield curl
     for service in seen(curl, "agent/services"):
         curl("PUT", f"agent/service/deregister/{quote(service, safe='')}")
@@ -43,15 +43,9 @@ def curl(own):
 
 
 @pytest.fixture
-def consul(own, curl):
-    with consulate.Consul("127.0.0.1", own.port, timeout=30) as consul:
-        yield consul
-
-
-@pytest.fixture
-def watched(own, curl):
+def watched(agent, curl):
     """A client through a proxy that sees and breaks, and the proxy."""
-    with Proxy(own.port) as proxy, consulate.Consul("127.0.0.1", proxy.server.server_port, timeout=30) as consul:
+    with Proxy(agent.port) as proxy, consulate.Consul("127.0.0.1", proxy.server.server_port, timeout=30) as consul:
         yield consul, proxy
 
 
@@ -100,9 +94,9 @@ def state(curl, check_id):
     return check["Status"], check["Output"]
 
 
-def kept(own, check_id):
+def kept(agent, check_id):
     """What the agent has written down of a check."""
-    for path in Path(own.folder, "data/checks").iterdir():
+    for path in Path(agent.folder, "data/checks").iterdir():
         if path.is_file() and (found := json.loads(path.read_text()))["Check"]["CheckID"] == check_id:
             return found["ChkType"]
     return None
@@ -162,18 +156,18 @@ def test_a_ttl_that_runs_out_is_critical(consul, curl):
         consul.agent.check.update("beat", "wrong")
 
 
-def test_scripts_run(consul, curl, own):
+def test_scripts_run(consul, curl, agent):
     consul.agent.check.register("line", "echo from-$((40+2)); exit 1", interval=1)
     consul.agent.check.register("words", args=["/bin/echo", "$((40+2))"], interval="1s", output_max_size=4)
     until(lambda: state(curl, "line") == ("warning", "from-42\n"))
     until(lambda: state(curl, "words")[0] == "passing")
     assert state(curl, "words")[1] == "Captured 4 of 10 bytes\n...\n2))\n"
-    assert kept(own, "line")["ScriptArgs"] == ["/bin/sh", "-c", "echo from-$((40+2)); exit 1"]
-    assert kept(own, "line")["Interval"] == 10**9
+    assert kept(agent, "line")["ScriptArgs"] == ["/bin/sh", "-c", "echo from-$((40+2)); exit 1"]
+    assert kept(agent, "line")["Interval"] == 10**9
 
 
-def test_a_script_needs_the_agents_leave(agent):
-    consul = consulate.Consul("127.0.0.1", agent.port, timeout=30)
+def test_a_script_needs_the_agents_leave(plain_agent):
+    consul = consulate.Consul("127.0.0.1", plain_agent.port, timeout=30)
     with pytest.raises(consulate.ServerError, match="Scripts are disabled"):
         consul.agent.check.register("line", "true", interval=1)
 
@@ -238,9 +232,9 @@ def test_an_alias_follows_its_service_or_node(consul, curl):
         ({"tcp": "127.0.0.1:1", "service_id": None, "notes": "n"}, {"Notes": "n"}),
     ],
 )
-def test_the_agent_keeps_every_option(consul, curl, own, arguments, fields):
+def test_the_agent_keeps_every_option(consul, curl, agent, arguments, fields):
     consul.agent.check.register("it", interval=3600, **arguments)
-    assert fields.items() <= kept(own, "it").items()
+    assert fields.items() <= kept(agent, "it").items()
 
 
 @pytest.mark.parametrize(
@@ -336,7 +330,7 @@ def test_every_documented_option_has_its_field():
 # -- services -------------------------------------------------------------------------------------------------
 
 
-def test_a_service_as_the_reference_registers_it(consul, curl, own, website):
+def test_a_service_as_the_reference_registers_it(consul, curl, agent, website):
     assert consul.agent.services() == []
     assert consul.agent.service.register("web", "web/1", "10.0.0.1", 80, ["a", "b"], "exit 0", "1s") is True
     found = seen(curl, "agent/services")["web/1"]
@@ -346,7 +340,7 @@ def test_a_service_as_the_reference_registers_it(consul, curl, own, website):
     consul.agent.service.register("site", httpcheck=f"http://{website.at}/c", interval=1)
     until(lambda: state(curl, "service:site")[0] == "passing")
     consul.agent.service.register("beat", ttl="10m")
-    assert kept(own, "service:beat")["TTL"] == 600 * 10**9
+    assert kept(agent, "service:beat")["TTL"] == 600 * 10**9
     consul.agent.service.register("plain")
     assert set(seen(curl, "agent/services")) == {"web/1", "site", "beat", "plain"}
     assert list(consul.agent.services(filter='Service == "web"')[0]) == ["web/1"]
@@ -358,12 +352,12 @@ def test_a_service_as_the_reference_registers_it(consul, curl, own, website):
     assert "service:web/1" not in seen(curl, "agent/checks")
 
 
-def test_a_change_of_a_service_can_be_waited_for(own, consul, curl):
+def test_a_change_of_a_service_can_be_waited_for(agent, consul, curl):
     consul.agent.service.register("web", port=80)
     assert consul.agent.service.info("web")["Port"] == 80
     old = consul.agent.service.meta.content_hash
     assert old == seen(curl, "agent/service/web")["ContentHash"]
-    with consulate.Consul("127.0.0.1", own.port, timeout=0.5) as other:  # the time of the wait comes on top
+    with consulate.Consul("127.0.0.1", agent.port, timeout=0.5) as other:  # the time of the wait comes on top
         assert other.agent.service.info("web", hash=old, wait="1s")["ContentHash"] == old
     body = b'{"Name": "web", "Port": 81}'
     timer = threading.Timer(0.3, curl, ("PUT", "agent/service/register", body))
@@ -500,7 +494,7 @@ def test_maintenance_of_a_service_and_of_the_node(consul, curl):
 # -- the agent itself -----------------------------------------------------------------------------------------
 
 
-def test_what_the_agent_says_of_itself(consul, curl, agent):
+def test_what_the_agent_says_of_itself(consul, curl, plain_agent):
     assert consul.agent.self()["Config"] == seen(curl, "agent/self")["Config"]
     assert consul.agent.host()["Host"]["hostname"] == seen(curl, "agent/host")["Host"]["hostname"]
     assert {"Gauges", "Counters", "Samples", "Timestamp"} <= set(consul.agent.metrics())
@@ -511,7 +505,7 @@ def test_what_the_agent_says_of_itself(consul, curl, agent):
     assert [each["Name"] for each in consul.agent.members(wan=True)] == ["test.dc1"]
     with pytest.raises(consulate.ServerError, match="segments"):
         consul.agent.members(segment="alpha")
-    with consulate.Consul("127.0.0.1", agent.port, timeout=30) as plain:
+    with consulate.Consul("127.0.0.1", plain_agent.port, timeout=30) as plain:
         with pytest.raises(consulate.ClientError) as off:
             plain.agent.prometheus()
         assert off.value.status == 415
@@ -531,8 +525,8 @@ def test_a_filter_of_members_is_sent(watched):
     assert "filter=Name+%3D%3D+%22test%22" in proxy.requests[-1].path
 
 
-def test_the_log_is_read_line_by_line(own, curl):
-    with consulate.Consul("127.0.0.1", own.port, timeout=1) as consul:
+def test_the_log_is_read_line_by_line(agent, curl):
+    with consulate.Consul("127.0.0.1", agent.port, timeout=1) as consul:
         with consul.agent.monitor("err") as log:
             # It is silent for longer than the client's timeout, which is not for it.
             threading.Timer(2.5, lambda: [curl("PUT", f"agent/check/pass/nobody{number}") for number in (1, 2)]).start()
@@ -552,11 +546,11 @@ def test_the_log_is_read_line_by_line(own, curl):
 
 
 def test_a_log_ends_with_its_agent():
-    with Agent() as own, consulate.Consul("127.0.0.1", own.port, timeout=30) as consul:
+    with Agent() as agent, consulate.Consul("127.0.0.1", agent.port, timeout=30) as consul:
         log = consul.agent.monitor("debug")
         consul.status.leader()
         assert next(log)
-        own.process.send_signal(signal.SIGKILL)
+        agent.process.send_signal(signal.SIGKILL)
         with pytest.raises((consulate.ConnectionBroken, StopIteration)):
             while True:
                 next(log)
@@ -564,25 +558,25 @@ def test_a_log_ends_with_its_agent():
 
 
 def test_reload_reads_the_configuration_again():
-    with Agent() as own, consulate.Consul("127.0.0.1", own.port, timeout=30) as consul:
-        curl = Curl(own.url)
+    with Agent() as agent, consulate.Consul("127.0.0.1", agent.port, timeout=30) as consul:
+        curl = Curl(agent.url)
         assert seen(curl, "agent/services") == {}
         consul.agent.service.register("told")
         definition = {"name": "web", "port": 80, "check": {"id": "c", "ttl": "1h"}}
-        Path(own.folder, "config.json").write_text(json.dumps({"service": definition}))
+        Path(agent.folder, "config.json").write_text(json.dumps({"service": definition}))
         assert seen(curl, "agent/services").keys() == {"told"}
         assert consul.agent.reload() is True
         assert seen(curl, "agent/services")["web"]["Port"] == 80
         assert "told" not in seen(curl, "agent/services")
-        Path(own.folder, "config.json").write_text("{")
+        Path(agent.folder, "config.json").write_text("{")
         with pytest.raises(consulate.ServerError):
             consul.agent.reload()
 
 
 def test_tokens_of_the_agent_and_who_may_do_what():
     tokens = {"enabled": True, "default_policy": "deny", "enable_token_persistence": True, "tokens": {"master": MASTER}}
-    with Agent({"acl": tokens}, keeps_data=True) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=30)
+    with Agent({"acl": tokens}, keeps_data=True) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=30)
         for call in (
             lambda: stranger.agent.self(),
             lambda: stranger.agent.check.register("it", ttl=5),
@@ -595,20 +589,20 @@ def test_tokens_of_the_agent_and_who_may_do_what():
                 call()
             assert "secret-word" not in str(caught.value)
         assert stranger.agent.services() == []
-        consul = consulate.Consul("127.0.0.1", own.port, token=MASTER, timeout=30)
+        consul = consulate.Consul("127.0.0.1", agent.port, token=MASTER, timeout=30)
         names = ("default", "agent", "agent_master", "replication")
         for name in names:
             assert consul.agent.token(name, f"{name}-secret") is True
-        written = json.loads(Path(own.folder, "data/acl-tokens.json").read_text())
+        written = json.loads(Path(agent.folder, "data/acl-tokens.json").read_text())
         assert written == {name: f"{name}-secret" for name in names}
-        assert Curl(own.url, "agent_master-secret")("GET", "agent/self")[0] == 200
+        assert Curl(agent.url, "agent_master-secret")("GET", "agent/self")[0] == 200
         for name in ("agent_recovery", "nonsense"):
             with pytest.raises(consulate.NotFound, match=name):
                 consul.agent.token(name, "x")
         consul.agent.token("default", MASTER)
-        assert Curl(own.url)("GET", "agent/self")[0] == 200
+        assert Curl(agent.url)("GET", "agent/self")[0] == 200
         consul.agent.token("default", "")
-        assert Curl(own.url)("GET", "agent/self")[0] == 403
+        assert Curl(agent.url)("GET", "agent/self")[0] == 403
 
 
 # -- the cluster ----------------------------------------------------------------------------------------------

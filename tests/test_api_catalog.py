@@ -26,14 +26,14 @@ CHECK = {
 
 
 @pytest.fixture(scope="module")
-def own():
-    with Agent({"node_meta": {"place": "cellar"}}) as own:
-        yield own
+def agent():
+    with Agent({"node_meta": {"place": "cellar"}}) as agent:
+        yield agent
 
 
 @pytest.fixture
-def curl(own):
-    curl = Curl(own.url)
+def curl(agent):
+    curl = Curl(agent.url)
     yield curl
     for service in seen(curl, "agent/services"):
         curl("PUT", f"agent/service/deregister/{service}")
@@ -42,12 +42,6 @@ def curl(own):
             curl("PUT", "catalog/deregister", json.dumps({"Node": node["Node"]}).encode())
     curl("DELETE", "config/ingress-gateway/gate")
     until(lambda: set(seen(curl, "catalog/services")) == {"consul"})
-
-
-@pytest.fixture
-def consul(own, curl):
-    with consulate.Consul("127.0.0.1", own.port, timeout=30) as consul:
-        yield consul
 
 
 def seen(curl, path):
@@ -76,18 +70,18 @@ def test_the_arguments_are_those_of_the_reference():
     assert names(catalog.__init__) == "self uri adapter datacenter token".split()
 
 
-def test_the_datacenter_has_two_names(own, curl):
+def test_the_datacenter_has_two_names(agent, curl):
     adapter = Request(timeout=30)
     for catalog in (
-        consulate.api.Catalog(own.url, adapter, "dc1", None),
-        consulate.api.Catalog(own.url, adapter, datacenter="dc1"),
-        consulate.api.Catalog(own.url, adapter, dc="dc1", token=None),
+        consulate.api.Catalog(agent.url, adapter, "dc1", None),
+        consulate.api.Catalog(agent.url, adapter, datacenter="dc1"),
+        consulate.api.Catalog(agent.url, adapter, dc="dc1", token=None),
     ):
         assert [each["Node"] for each in catalog.nodes()] == ["test"]
     with pytest.raises(consulate.ServerError, match="No path to datacenter"):
-        consulate.api.Catalog(own.url, adapter, dc="elsewhere").nodes()
+        consulate.api.Catalog(agent.url, adapter, dc="elsewhere").nodes()
     with pytest.raises(TypeError, match="two names"):
-        consulate.api.Catalog(own.url, adapter, "dc1", dc="dc1")
+        consulate.api.Catalog(agent.url, adapter, "dc1", dc="dc1")
 
 
 def test_a_node_with_service_and_check_comes_and_goes(consul, curl):
@@ -271,8 +265,8 @@ def test_registrations_go_to_the_datacenter_that_is_named(curl):
 
 def test_who_may_not_write_the_catalog():
     tokens = {"enabled": True, "default_policy": "deny", "tokens": {"master": "11111111-2222-3333-4444-555555555555"}}
-    with Agent({"acl": tokens}) as own:
-        consul = consulate.Consul("127.0.0.1", own.port, timeout=30)
+    with Agent({"acl": tokens}) as agent:
+        consul = consulate.Consul("127.0.0.1", agent.port, timeout=30)
         for call in (
             lambda: consul.catalog.register("foobar", "10.1.10.12"),
             lambda: consul.catalog.deregister("test"),
@@ -282,8 +276,8 @@ def test_who_may_not_write_the_catalog():
         assert consul.catalog.nodes() == []
 
 
-def test_newer_options_are_sent(own, curl):
-    with Proxy(own.port) as proxy:
+def test_newer_options_are_sent(agent, curl):
+    with Proxy(agent.port) as proxy:
         consul = consulate.Consul("127.0.0.1", proxy.server.server_port, timeout=30)
         consul.catalog.service("redis", merge_central_config=True)
         consul.catalog.node_services("test", merge_central_config=True)

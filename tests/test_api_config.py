@@ -14,25 +14,19 @@ MASTER = "11111111-2222-3333-4444-666666666666"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     with Agent() as agent:
         yield agent
 
 
 @pytest.fixture
-def curl(own):
+def curl(agent):
     """On an agent without configuration entries."""
-    curl = Curl(own.url)
+    curl = Curl(agent.url)
     yield curl
     for kind in ("service-defaults", "proxy-defaults"):
         for each in json.loads(curl("GET", f"config/{kind}")[1]):
             assert curl("DELETE", f"config/{kind}/{each['Name']}")[0] == 200
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
 
 
 def entry(curl, name, kind="service-defaults"):
@@ -40,10 +34,10 @@ def entry(curl, name, kind="service-defaults"):
     return json.loads(text) if status == 200 else None
 
 
-def test_an_entry_is_applied_read_listed_and_deleted(consul, curl, own):
+def test_an_entry_is_applied_read_listed_and_deleted(consul, curl, agent):
     assert consul.config.apply({"Kind": "service-defaults", "Name": "web", "Protocol": "http"}) is True
     assert consul.config.apply({"Kind": "service-defaults", "Name": "a b", "Protocol": "tcp"}) is True
-    command = [consul_command(), "config", "read", f"-http-addr={own.address}", "-kind=service-defaults", "-name=web"]
+    command = [consul_command(), "config", "read", f"-http-addr={agent.address}", "-kind=service-defaults", "-name=web"]
     assert json.loads(subprocess.run(command, capture_output=True, timeout=60).stdout)["Protocol"] == "http"
     assert consul.config.get("service-defaults", "web") == entry(curl, "web")
     assert consul.config.get("service-defaults", "a b", consistency="consistent")["Protocol"] == "tcp"
@@ -79,7 +73,7 @@ def test_delete_with_cas_leaves_another_state_alone(consul, curl):
     assert entry(curl, "web") is None
 
 
-def test_delete_with_cas_believes_a_newer_consul(own, proxy_of_own, curl):
+def test_delete_with_cas_believes_a_newer_consul(agent, proxy_of_own, curl):
     proxy, consul = proxy_of_own
     curl("PUT", "config", b'{"Kind": "service-defaults", "Name": "web", "Protocol": "http"}')
     index = entry(curl, "web")["ModifyIndex"]
@@ -89,10 +83,10 @@ def test_delete_with_cas_believes_a_newer_consul(own, proxy_of_own, curl):
 
 
 @pytest.fixture
-def proxy_of_own(own):
+def proxy_of_own(agent):
     from support.proxy import Proxy
 
-    with Proxy(own.port) as proxy:
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         with consulate.Consul(host, int(port), timeout=10) as consul:
             yield proxy, consul
@@ -122,8 +116,8 @@ def test_what_consul_and_the_client_refuse(consul, curl):
 
 def test_a_stranger_may_not():
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}}
-    with Agent(config) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10)
+    with Agent(config) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10)
         web = {"Kind": "service-defaults", "Name": "web", "Protocol": "http"}
         for call in (
             lambda: stranger.config.apply(web),
@@ -133,5 +127,5 @@ def test_a_stranger_may_not():
             with pytest.raises(consulate.Forbidden):
                 call()
         assert stranger.config.list("service-defaults") == []
-        assert consulate.Consul("127.0.0.1", own.port, token=MASTER, timeout=10).config.apply(web) is True
-        assert entry(Curl(own.url, MASTER), "web")
+        assert consulate.Consul("127.0.0.1", agent.port, token=MASTER, timeout=10).config.apply(web) is True
+        assert entry(Curl(agent.url, MASTER), "web")

@@ -5,12 +5,11 @@ import json
 import ssl
 import subprocess
 import threading
-import time
 
 import pytest
 from support.agent import Agent, consul_command
 from support.curl import Curl
-from support.proxy import Proxy
+from support.waiting import until
 
 from consulfs import consulate
 
@@ -18,33 +17,19 @@ NO_INTENTION = "8f246b77-f3e1-ff88-5b48-8ec93abf3e05"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     with Agent() as agent:
-        deadline = time.monotonic() + 60
-        while Curl(agent.url)("GET", "connect/ca/roots")[0] != 200 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: Curl(agent.url)("GET", "connect/ca/roots")[0] == 200)
         yield agent
 
 
 @pytest.fixture
-def curl(own):
+def curl(agent):
     """On an agent without intentions."""
-    curl = Curl(own.url)
+    curl = Curl(agent.url)
     yield curl
     for each in json.loads(curl("GET", "connect/intentions")[1]):
         assert curl("DELETE", f"connect/intentions/{each['ID']}")[0] == 200
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
-
-
-@pytest.fixture
-def proxy(own):
-    with Proxy(own.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -80,12 +65,12 @@ def test_the_root_certificates(consul, curl):
     assert context.get_ca_certs(binary_form=True) == [der(pem)]
 
 
-def test_a_services_leaf_certificate_fits_its_key(consul, own, tmp_path):
+def test_a_services_leaf_certificate_fits_its_key(consul, agent, tmp_path):
     leaf = consul.connect.ca.agent_leaf("web site")
     assert leaf["Service"] == "web site"
     (tmp_path / "pem").write_text(leaf["CertPEM"] + leaf["PrivateKeyPEM"])
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "pem")
-    assert get(Curl(own.url), "agent/connect/ca/leaf/web%20site")["CertPEM"] == leaf["CertPEM"]
+    assert get(Curl(agent.url), "agent/connect/ca/leaf/web%20site")["CertPEM"] == leaf["CertPEM"]
 
 
 def test_the_authoritys_configuration(consul, curl):
@@ -102,8 +87,8 @@ def test_the_authoritys_configuration(consul, curl):
 
 
 def test_no_authority_without_connect():
-    with Agent({"connect": {"enabled": False}, "ports": {"grpc": -1}}, keeps_data=True) as own:
-        consul = consulate.Consul("127.0.0.1", own.port, timeout=10)
+    with Agent({"connect": {"enabled": False}, "ports": {"grpc": -1}}, keeps_data=True) as agent:
+        consul = consulate.Consul("127.0.0.1", agent.port, timeout=10)
         for call in (consul.connect.ca.roots, consul.connect.ca.roots_pem, consul.connect.ca.configuration):
             with pytest.raises(consulate.ServerError, match="Connect must be enabled"):
                 call()
@@ -141,7 +126,7 @@ def test_an_intention_by_its_id(consul, curl):
     assert intentions.read(web) is None
 
 
-def test_which_intentions_fit_and_what_they_decide(consul, curl, own):
+def test_which_intentions_fit_and_what_they_decide(consul, curl, agent):
     intentions = consul.connect.intentions
     narrow, wide = intentions.create("web", "db"), intentions.create("*", "db", "deny")
     found = intentions.match("destination", ["db", "cache"])
@@ -150,7 +135,7 @@ def test_which_intentions_fit_and_what_they_decide(consul, curl, own):
     assert [each["ID"] for each in intentions.match("source", "web", consistency="consistent")["web"]] == [narrow, wide]
     for source, allowed in (("web", True), ("other", False)):
         assert intentions.check(source, "db") is allowed
-        command = [consul_command(), "intention", "check", f"-http-addr={own.address}", source, "db"]
+        command = [consul_command(), "intention", "check", f"-http-addr={agent.address}", source, "db"]
         assert (subprocess.run(command, capture_output=True, timeout=60).returncode == 0) is allowed
     with pytest.raises(ValueError, match="source"):
         intentions.match("target", ["db"])
@@ -241,8 +226,8 @@ def test_the_discovery_chain(consul, curl):
 def test_strangers_are_refused():
     master = "11111111-2222-3333-4444-666666666666"
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": master}}}
-    with Agent(config) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10)
+    with Agent(config) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10)
         for call in (
             lambda: stranger.connect.intentions.create("web", "db"),
             lambda: stranger.connect.ca.configuration(),

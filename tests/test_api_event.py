@@ -12,23 +12,17 @@ from consulfs import consulate
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     with Agent() as agent:
         yield agent
 
 
 @pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
-
-
-@pytest.fixture
-def seen(own):
+def seen(agent):
     """The events of a name, by curl, as soon as there are any."""
 
     def ask(name):
-        curl = Curl(own.url)
+        curl = Curl(agent.url)
         for _ in range(100):
             status, text = curl("GET", f"event/list?name={name}")
             assert status == 200
@@ -52,8 +46,8 @@ def test_an_event_carries_its_payload_as_it_is(consul, seen, payload, stored):
     assert consul.event.list(name) == [event]
 
 
-def test_filters_travel_with_the_event_and_decide_who_takes_it(consul, own, seen):
-    curl = Curl(own.url)
+def test_filters_travel_with_the_event_and_decide_who_takes_it(consul, agent, seen):
+    curl = Curl(agent.url)
     service = json.dumps({"Name": "web", "Tags": ["v1"]}).encode()
     assert curl("PUT", "agent/service/register", service)[0] == 200
     try:
@@ -90,25 +84,25 @@ def test_a_list_is_a_list_whatever_is_in_it(consul, seen):
     assert consul.event.list("odd name/of it", node="nobody", service="none", tag="none") == [event]
 
 
-def test_a_list_waits_for_the_next_event(consul, own):
+def test_a_list_waits_for_the_next_event(consul, agent):
     consul.event.fire("first")
     consul.event.list("waited-for")
     index = consul.event.meta.index
-    threading.Timer(0.3, lambda: Curl(own.url)("PUT", "event/fire/waited-for", b"now")).start()
+    threading.Timer(0.3, lambda: Curl(agent.url)("PUT", "event/fire/waited-for", b"now")).start()
     (event,) = consul.event.list("waited-for", index=index, wait="30s")
     assert base64.b64decode(event["Payload"]) == b"now"
     assert consul.event.meta.index != index
     assert consul.event.list("waited-for", index=consul.event.meta.index, wait="100ms") == [event]
 
 
-def test_the_datacenter_of_the_call_comes_before_the_clients(own, seen):
-    with consulate.Consul("127.0.0.1", own.port, datacenter="nowhere", timeout=10) as consul:
+def test_the_datacenter_of_the_call_comes_before_the_clients(agent, seen):
+    with consulate.Consul("127.0.0.1", agent.port, datacenter="nowhere", timeout=10) as consul:
         event_id = consul.event.fire("here", datacenter="dc1")
         assert [each["ID"] for each in seen("here")] == [event_id]
         with pytest.raises(consulate.ServerError, match="No path to datacenter"):
             consul.event.fire("there")
     with pytest.raises(consulate.ServerError, match="No path to datacenter"):
-        consulate.Consul("127.0.0.1", own.port, timeout=10).event.fire("there", datacenter="nowhere")
+        consulate.Consul("127.0.0.1", agent.port, timeout=10).event.fire("there", datacenter="nowhere")
 
 
 def test_too_much_for_gossip(consul):
@@ -125,11 +119,11 @@ def test_no_event_of_such_a_name(consul, name):
 def test_strangers_are_refused():
     master = "11111111-2222-3333-4444-666666666666"
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": master}}}
-    with Agent(config) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10)
+    with Agent(config) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10)
         with pytest.raises(consulate.Forbidden):
             stranger.event.fire("deploy")
-        owner = consulate.Consul("127.0.0.1", own.port, token=master, timeout=10)
+        owner = consulate.Consul("127.0.0.1", agent.port, token=master, timeout=10)
         event_id = owner.event.fire("deploy")
         for _ in range(100):
             if owner.event.list("deploy"):

@@ -14,14 +14,14 @@ from consulfs import consulate
 
 
 @pytest.fixture(scope="module")
-def own():
-    with Agent({"node_meta": {"place": "cellar"}}) as own:
-        yield own
+def agent():
+    with Agent({"node_meta": {"place": "cellar"}}) as agent:
+        yield agent
 
 
 @pytest.fixture
-def curl(own):
-    curl = Curl(own.url)
+def curl(agent):
+    curl = Curl(agent.url)
     yield curl
     for service in seen(curl, "agent/services"):
         curl("PUT", f"agent/service/deregister/{service}")
@@ -29,12 +29,6 @@ def curl(own):
         curl("PUT", "catalog/deregister", json.dumps({"Node": node}).encode())
     curl("DELETE", "config/ingress-gateway/gate")
     until(lambda: set(seen(curl, "catalog/services")) == {"consul"})
-
-
-@pytest.fixture
-def consul(own, curl):
-    with consulate.Consul("127.0.0.1", own.port, timeout=30) as consul:
-        yield consul
 
 
 @pytest.fixture
@@ -153,8 +147,8 @@ def test_a_blocking_query_wakes_when_a_check_changes(consul, curl, web):
 
 
 @pytest.mark.parametrize("mode", ["default", "stale", "consistent"])
-def test_what_consul_says_of_an_answer(own, curl, web, mode):
-    with Proxy(own.port) as proxy:
+def test_what_consul_says_of_an_answer(agent, curl, web, mode):
+    with Proxy(agent.port) as proxy:
         consul = consulate.Consul("127.0.0.1", proxy.server.server_port, timeout=30)
         assert ids(consul.health.service("web", consistency=mode)) == ["web-attic", "web-here"]
         assert (mode in proxy.requests[-1].path) == (mode != "default")
@@ -190,8 +184,8 @@ def test_the_mesh_and_its_gateways(consul, curl):
     assert ids(consul.health.ingress("web", False)) == ["gate"]
 
 
-def test_newer_options_are_sent(own, curl):
-    with Proxy(own.port) as proxy:
+def test_newer_options_are_sent(agent, curl):
+    with Proxy(agent.port) as proxy:
         consul = consulate.Consul("127.0.0.1", proxy.server.server_port, timeout=30)
         consul.health.service("web", peer="east", merge_central_config=True)
         assert "peer=east" in proxy.requests[-1].path
@@ -200,8 +194,8 @@ def test_newer_options_are_sent(own, curl):
         assert proxy.requests[-1].path == "/v1/health/service/web"
 
 
-def test_the_datacenter_is_the_clients_or_the_calls(own, curl):
-    with consulate.Consul("127.0.0.1", own.port, datacenter="dc1", timeout=30) as consul:
+def test_the_datacenter_is_the_clients_or_the_calls(agent, curl):
+    with consulate.Consul("127.0.0.1", agent.port, datacenter="dc1", timeout=30) as consul:
         assert checks(consul.health.state("any")) == ["serfHealth"]
         with pytest.raises(consulate.ServerError, match="No path to datacenter"):
             consul.health.state("any", dc="elsewhere")

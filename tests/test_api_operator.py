@@ -3,13 +3,13 @@
 import base64
 import json
 import subprocess
-import time
 
 import pytest
 from support.agent import Agent, consul_command
 from support.curl import Curl
 from support.proxy import Proxy
 from support.server import Server
+from support.waiting import until
 
 from consulfs import consulate
 
@@ -18,34 +18,21 @@ MASTER = "11111111-2222-3333-4444-666666666666"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     """An agent whose gossip is encrypted."""
     with Agent({"encrypt": FIRST}) as agent:
         yield agent
 
 
 @pytest.fixture
-def curl(own):
-    return Curl(own.url)
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
+def curl(agent):
+    return Curl(agent.url)
 
 
 def get(curl, path):
     status, text = curl("GET", path)
     assert status in (200, 429), text
     return json.loads(text)
-
-
-def eventually(what, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return what()
 
 
 # -- raft and autopilot --------------------------------------------------------------------------------------
@@ -60,7 +47,7 @@ def cluster():
         settings["CleanupDeadServers"] = False
         assert curl("PUT", "operator/autopilot/configuration", json.dumps(settings).encode())[0] == 200
         with Server(join=leader.serf) as second, consulate.Consul("127.0.0.1", leader.port, timeout=10) as consul:
-            assert eventually(lambda: len(get(curl, "operator/raft/configuration")["Servers"]) == 2)
+            until(lambda: len(get(curl, "operator/raft/configuration")["Servers"]) == 2)
             yield consul, curl, leader, second
 
 
@@ -73,10 +60,10 @@ def test_two_servers(cluster):
     assert (servers["test"]["Leader"], servers["test"]["Voter"], servers["second"]["Voter"]) == (True, True, False)
     assert consul.operator.raft.configuration(stale=True)["Servers"] == configuration["Servers"]
 
-    assert eventually(lambda: curl("GET", "operator/autopilot/health")[0] == 200)
+    until(lambda: curl("GET", "operator/autopilot/health")[0] == 200)
     assert consul.operator.autopilot.health()["Healthy"] is True
     second.freeze()
-    assert eventually(lambda: curl("GET", "operator/autopilot/health")[0] == 429)
+    until(lambda: curl("GET", "operator/autopilot/health")[0] == 429)
     health = consul.operator.autopilot.health(dc="dc1")
     assert (health["Healthy"], health["FailureTolerance"]) == (False, 0)
     assert {each["Name"]: each["Healthy"] for each in health["Servers"]} == {"test": True, "second": False}
@@ -123,9 +110,9 @@ def test_autopilots_configuration(consul, curl):
     assert get(curl, "operator/autopilot/configuration")["ServerStabilizationTime"] == "10s"
 
 
-def test_what_newer_consuls_have(own, consul):
+def test_what_newer_consuls_have(agent, consul):
     """What is asked is seen, what a newer Consul answers is from its documentation; 1.8.7 knows none of it."""
-    with Proxy(own.port) as proxy:
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         newer = consulate.Consul(host, int(port), timeout=10).operator
         proxy.fault = lambda seen: (200, b'{"Success": true}')
@@ -150,7 +137,7 @@ def test_what_newer_consuls_have(own, consul):
 # -- the keyring ---------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_installed_used_and_removed(consul, curl, own):
+def test_a_key_is_installed_used_and_removed(consul, curl, agent):
     keyring = consul.operator.keyring
 
     def rings():
@@ -167,7 +154,7 @@ def test_a_key_is_installed_used_and_removed(consul, curl, own):
     assert rings() == [({FIRST: 1, SECOND: 1}, {SECOND: 1})] * 2
     assert keyring.remove(FIRST) is True
     assert rings() == [({SECOND: 1}, {SECOND: 1})] * 2
-    command = [consul_command(), "keyring", "-list", f"-http-addr={own.address}"]
+    command = [consul_command(), "keyring", "-list", f"-http-addr={agent.address}"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     assert (SECOND in said, FIRST in said) == (True, False)
 
@@ -184,8 +171,8 @@ def test_keys_that_are_none(consul, curl):
     assert get(curl, "operator/keyring") == before
 
 
-def test_no_message_shows_a_key(own):
-    with Proxy(own.port) as proxy:
+def test_no_message_shows_a_key(agent):
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         proxy.fault = lambda seen: (500, b"not this key: " + json.loads(seen.body)["Key"].encode())
         with pytest.raises(consulate.ServerError, match="not this key") as caught:
@@ -196,8 +183,8 @@ def test_no_message_shows_a_key(own):
 
 def test_strangers_are_refused():
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}, "encrypt": FIRST}
-    with Agent(config) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10).operator
+    with Agent(config) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10).operator
         for call in (
             stranger.raft.configuration,
             lambda: stranger.raft.remove_peer("127.0.0.1:1"),
@@ -211,5 +198,5 @@ def test_strangers_are_refused():
         ):
             with pytest.raises(consulate.Forbidden):
                 call()
-        owner = consulate.Consul("127.0.0.1", own.port, token=MASTER, timeout=10).operator
+        owner = consulate.Consul("127.0.0.1", agent.port, token=MASTER, timeout=10).operator
         assert [list(each["Keys"]) for each in owner.keyring.list()] == [[FIRST], [FIRST]]

@@ -14,7 +14,7 @@ MASTER = "11111111-2222-3333-4444-666666666666"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     """An agent with three instances of a service on three nodes, one of them with a warning."""
     with Agent() as agent:
         for number, status in enumerate(("passing", "passing", "warning")):
@@ -27,18 +27,12 @@ def own():
 
 
 @pytest.fixture
-def curl(own):
+def curl(agent):
     """On an agent without prepared queries."""
-    curl = Curl(own.url)
+    curl = Curl(agent.url)
     yield curl
     for each in json.loads(curl("GET", "query")[1]):
         assert curl("DELETE", f"query/{each['ID']}")[0] == 200
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
 
 
 def stored(curl, query_id):
@@ -105,9 +99,9 @@ def test_executing_finds_the_instances(consul, curl):
         assert nodes(consul.query.execute("find")) == found, fields
 
 
-def test_what_is_asked_for_is_in_the_uri(own, curl, consul):
+def test_what_is_asked_for_is_in_the_uri(agent, curl, consul):
     consul.query.create(name="near", service="db")
-    with Proxy(own.port) as proxy:
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         consulate.Consul(host, int(port), datacenter="dc1", timeout=10).query.execute("near", "_agent", 3, True)
         (seen,) = proxy.requests
@@ -150,8 +144,8 @@ def test_what_there_is_not(consul, curl):
 
 def test_the_querys_token_is_hidden_and_in_no_message():
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}}
-    with Agent(config) as own, Proxy(own.port) as proxy:
-        curl = Curl(own.url, MASTER)
+    with Agent(config) as agent, Proxy(agent.port) as proxy:
+        curl = Curl(agent.url, MASTER)
         host, port = proxy.address.split(":")
         consul = consulate.Consul(host, int(port), token=MASTER, timeout=10)
         body = json.dumps({"Rules": 'query_prefix "" { policy = "write" }', "Name": "writer"}).encode()

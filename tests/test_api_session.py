@@ -15,7 +15,7 @@ NO_SESSION = "8f246b77-f3e1-ff88-5b48-8ec93abf3e05"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     """An agent with a check of its node and one of a service, and with a second node in its catalog."""
     with Agent() as agent:
         curl = Curl(agent.url)
@@ -32,19 +32,13 @@ def own():
 
 
 @pytest.fixture
-def curl(own):
+def curl(agent):
     """On an agent without sessions and keys."""
-    curl = Curl(own.url)
+    curl = Curl(agent.url)
     yield curl
     for each in json.loads(curl("GET", "session/list")[1]):
         assert curl("PUT", f"session/destroy/{each['ID']}")[0] == 200
     curl.delete_all()
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
 
 
 def stored(curl, session):
@@ -160,11 +154,11 @@ def test_what_cannot_be_created(consul, curl):
 
 def test_strangers_are_refused():
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": NO_SESSION}}}
-    with Agent(config) as own:
-        session = consulate.Consul("127.0.0.1", own.port, token=NO_SESSION, timeout=10).session.create(ttl=10)
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10).session
+    with Agent(config) as agent:
+        session = consulate.Consul("127.0.0.1", agent.port, token=NO_SESSION, timeout=10).session.create(ttl=10)
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10).session
         for call in (stranger.create, lambda: stranger.renew(session), lambda: stranger.destroy(session)):
             with pytest.raises(consulate.Forbidden):
                 call()
         assert (stranger.list(), stranger.node("test"), stranger.info(session)) == ([], [], None)
-        assert stored(Curl(own.url, NO_SESSION), session)
+        assert stored(Curl(agent.url, NO_SESSION), session)

@@ -28,24 +28,9 @@ MANY = 80  # of LARGE: 40 MiB
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     with Agent() as agent:
         yield agent
-
-
-@pytest.fixture
-def curl(own):
-    """On an empty store."""
-    curl = Curl(own.url)
-    curl.delete_all()
-    yield curl
-    curl.delete_all()
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=30) as consul:
-        yield consul
 
 
 def inspect(path):
@@ -81,7 +66,7 @@ def test_what_is_restored_may_be(consul, curl, tmp_path, kind):
     assert curl.tree() == {"a": b"1"}
 
 
-def test_a_stream_is_read_in_pieces_of_any_size_and_consul_takes_them(own, consul, curl, tmp_path):
+def test_a_stream_is_read_in_pieces_of_any_size_and_consul_takes_them(agent, consul, curl, tmp_path):
     curl.put("a", b"1")
     with consul.snapshot.save() as archive:
         one = archive.read(10)
@@ -104,7 +89,7 @@ def test_a_stream_is_read_in_pieces_of_any_size_and_consul_takes_them(own, consu
         assert inspect(tmp_path / f"{number}")
 
 
-def test_an_unread_stream_lets_its_connection_go(own, consul, curl):
+def test_an_unread_stream_lets_its_connection_go(agent, consul, curl):
     for _ in range(5):
         with consul.snapshot.save() as archive:
             archive.read(1)
@@ -143,17 +128,17 @@ class Ring:
 
 @pytest.mark.parametrize("use", [leave, read_all, read_pieces, iterate, begin, Ring])
 @pytest.mark.parametrize("kind", ["snapshot", "kv"])
-def test_a_stream_that_is_read_or_dropped_lets_its_connection_go(own, curl, kind, use):
+def test_a_stream_that_is_read_or_dropped_lets_its_connection_go(agent, curl, kind, use):
     for number in range(20):
         curl.put(f"a/{number}", b"x" * 5000)
     ask = {"snapshot": lambda: consul.snapshot.save(), "kv": lambda: consul.kv.stream("a")}[kind]
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
+    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
         for _ in range(MAX_CONNECTIONS + 20):
             use(ask())
             if use is Ring:
                 gc.collect(0)
         assert consul.status.leader()
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
+    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
         kept = []
         for _ in range(MAX_CONNECTIONS + 20):
             kept.append(ask())  # read to the end, and neither closed nor dropped
@@ -161,9 +146,9 @@ def test_a_stream_that_is_read_or_dropped_lets_its_connection_go(own, curl, kind
         assert consul.status.leader()
 
 
-def test_what_is_left_may_be_read_after_an_iteration_and_the_end_comes_again(own, consul, curl):
+def test_what_is_left_may_be_read_after_an_iteration_and_the_end_comes_again(agent, consul, curl):
     whole = consul.snapshot.save().read()
-    with Proxy(own.port) as proxy:
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         asked = consulate.Consul(host, int(port), timeout=10)
         proxy.fault = lambda seen: (200, whole)
@@ -173,8 +158,8 @@ def test_what_is_left_may_be_read_after_an_iteration_and_the_end_comes_again(own
         assert archive.read() == archive.read(5) == b""
 
 
-def test_a_page_is_no_success_of_a_restore(own, curl):
-    with Proxy(own.port) as proxy:
+def test_a_page_is_no_success_of_a_restore(agent, curl):
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         consul = consulate.Consul(host, int(port), timeout=10)
         proxy.fault = lambda seen: (200, b"<html>welcome</html>")
@@ -182,8 +167,8 @@ def test_a_page_is_no_success_of_a_restore(own, curl):
             consul.snapshot.restore(b"x")
 
 
-def test_options_are_in_the_uri(own, curl):
-    with Proxy(own.port) as proxy:
+def test_options_are_in_the_uri(agent, curl):
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         consul = consulate.Consul(host, int(port), datacenter="dc1", token="anonymous", timeout=10)
         consul.snapshot.save_to(io.BytesIO(), stale=True)
@@ -210,9 +195,9 @@ def old(tmp_path):
     assert os.listdir(tmp_path) == ["state.snap"]
 
 
-def test_an_answer_that_is_cut_half_way_leaves_no_file(own, curl, old):
+def test_an_answer_that_is_cut_half_way_leaves_no_file(agent, curl, old):
     assert curl("PUT", "kv/a", random.Random(1).randbytes(LARGE))[0] == 200
-    with Proxy(own.port) as proxy:
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         consul = consulate.Consul(host, int(port), timeout=10)
         proxy.fault = lambda seen: "half"
@@ -228,9 +213,9 @@ def test_an_answer_that_is_cut_half_way_leaves_no_file(own, curl, old):
             consul.snapshot.save_to(old)
 
 
-def test_chunks_that_end_before_their_end(own, curl, old):
+def test_chunks_that_end_before_their_end(agent, curl, old):
     """As Consul sends them itself: without a length that could be missed."""
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
+    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
         whole = consul.snapshot.save().read()
     chunk = b"%x\r\n%s\r\n" % (len(whole) // 2, whole[: len(whole) // 2])
     for rest in (b"", b"ff\r\nhalf a chunk"):
@@ -279,10 +264,10 @@ class Speaker:
     ],
     ids=["half", "a-byte-short", "nothing", "words-inside", "words-after", "checksum", "page"],
 )
-def test_a_whole_answer_with_no_whole_archive_leaves_no_file(own, curl, old, change, words):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
+def test_a_whole_answer_with_no_whole_archive_leaves_no_file(agent, curl, old, change, words):
+    with consulate.Consul("127.0.0.1", agent.port, timeout=10) as consul:
         whole = consul.snapshot.save().read()
-    with Proxy(own.port) as proxy:
+    with Proxy(agent.port) as proxy:
         host, port = proxy.address.split(":")
         consul = consulate.Consul(host, int(port), timeout=10)
         proxy.fault = lambda seen: (200, change(whole))
@@ -389,14 +374,14 @@ def test_files_that_cannot_be_restored(consul, curl, tmp_path):
 
 def test_strangers_are_refused(tmp_path):
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}}
-    with Agent(config) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10)
+    with Agent(config) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10)
         with pytest.raises(consulate.Forbidden):
             stranger.snapshot.save_to(tmp_path / "state.snap")
         with pytest.raises(consulate.Forbidden):
             stranger.snapshot.restore(b"x")
         assert os.listdir(tmp_path) == []
-        assert consulate.Consul("127.0.0.1", own.port, token=MASTER).snapshot.save_to(tmp_path / "state.snap")
+        assert consulate.Consul("127.0.0.1", agent.port, token=MASTER).snapshot.save_to(tmp_path / "state.snap")
         assert inspect(tmp_path / "state.snap")
 
 

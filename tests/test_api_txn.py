@@ -14,25 +14,19 @@ MASTER = "11111111-2222-3333-4444-666666666666"
 
 
 @pytest.fixture(scope="module")
-def own():
+def agent():
     with Agent() as agent:
         yield agent
 
 
 @pytest.fixture
-def curl(own):
+def curl(agent):
     """On an empty store, and a catalog of the agent's own node only."""
-    curl = Curl(own.url)
+    curl = Curl(agent.url)
     curl.delete_all()
     yield curl
     curl.delete_all()
     curl("PUT", "catalog/deregister", b'{"Node": "db1"}')
-
-
-@pytest.fixture
-def consul(own):
-    with consulate.Consul("127.0.0.1", own.port, timeout=10) as consul:
-        yield consul
 
 
 def get(curl, path):
@@ -173,15 +167,15 @@ def test_locks_in_transactions(consul, curl):
 
 def test_strangers_are_refused():
     config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}}
-    with Agent(config) as own:
-        stranger = consulate.Consul("127.0.0.1", own.port, timeout=10)
+    with Agent(config) as agent:
+        stranger = consulate.Consul("127.0.0.1", agent.port, timeout=10)
         for operations in (REGISTER, [operation("set", "a", b"1")]):
             for method in (stranger.txn.apply, stranger.txn.execute):
                 with pytest.raises(consulate.Forbidden):
                     method(operations)
         # What a token may not read is left out of the rows without a word.
         assert stranger.txn.apply([{"Node": {"Verb": "get", "Node": {"Node": "test"}}}]) == []
-        assert consulate.Consul("127.0.0.1", own.port, token=MASTER, timeout=10).txn.apply(REGISTER)
+        assert consulate.Consul("127.0.0.1", agent.port, token=MASTER, timeout=10).txn.apply(REGISTER)
 
 
 def test_a_keys_name_is_not_taken_for_consuls_words(consul, curl):
