@@ -150,6 +150,7 @@ def test_legacy_tokens_are_backed_up_and_restored(locked, tmp_path):
         (b'[{"a":' * 50_000, "nested too deeply"),
         (b'[{"ID":"the-id","Name":"n","Type":"nonsense","Rules":""}]', "stopped at row 1, 0 ACLs written before it: "),
     ],
+    ids=lambda value: repr(value[:30]),  # pytest puts it into a variable of the environment, which has a limit
 )
 def test_bad_acl_input_is_named_without_the_id(locked, text, words):
     before = tokens(locked)

@@ -248,6 +248,7 @@ def test_a_key_that_json_cannot_name_is_not_taken_for_the_one_that_it_is_shown_a
         (b'[["a",0,"x"],' + b"[" * 100_000, "after row 1"),
         (b"null", "the input is not a JSON list"),
     ],
+    ids=lambda value: repr(value[:30]),
 )
 def test_bad_input_is_named_and_what_stands_before_it_is_written(agent, curl, text, words):
     curl.put("other", b"stays")

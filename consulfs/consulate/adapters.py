@@ -116,6 +116,8 @@ class Request:
             self._take_room(timeout)
             try:
                 answer = self._send(method, base, path, data, headers, timeout, preload=True)
+                if answer.length_remaining:  # before Python 3.10 urllib3 reads 2 GiB and more without a check
+                    raise exceptions.IncompleteRead(len(answer.data), answer.length_remaining)
                 return Response(answer.status, answer.data, answer.headers)
             finally:
                 self._room.release()
