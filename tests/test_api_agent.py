@@ -84,9 +84,7 @@ def serving():
 
 
 def seen(curl, path):
-    status, text = curl("GET", path)
-    assert status in (200, 429, 503), text
-    return json.loads(text)
+    return curl.json(path, (200, 429, 503))
 
 
 def state(curl, check_id):

@@ -35,19 +35,13 @@ def agent():
 def curl(agent):
     curl = Curl(agent.url)
     yield curl
-    for service in seen(curl, "agent/services"):
+    for service in curl.json("agent/services"):
         curl("PUT", f"agent/service/deregister/{service}")
-    for node in seen(curl, "catalog/nodes"):
+    for node in curl.json("catalog/nodes"):
         if node["Node"] != "test":
             curl("PUT", "catalog/deregister", json.dumps({"Node": node["Node"]}).encode())
     curl("DELETE", "config/ingress-gateway/gate")
-    until(lambda: set(seen(curl, "catalog/services")) == {"consul"})
-
-
-def seen(curl, path):
-    status, text = curl("GET", path)
-    assert status == 200, text
-    return json.loads(text)
+    until(lambda: set(curl.json("catalog/services")) == {"consul"})
 
 
 def register(curl, **body):
@@ -86,7 +80,7 @@ def test_the_datacenter_has_two_names(agent, curl):
 
 def test_a_node_with_service_and_check_comes_and_goes(consul, curl):
     assert consul.catalog.register("foobar", "10.1.10.12", None, REDIS, CHECK) is True
-    [row] = seen(curl, "catalog/service/redis")
+    [row] = curl.json("catalog/service/redis")
     assert (row["Node"], row["Address"], row["ServiceID"], row["ServicePort"]) == (
         "foobar",
         "10.1.10.12",
@@ -94,13 +88,13 @@ def test_a_node_with_service_and_check_comes_and_goes(consul, curl):
         8000,
     )
     assert row["ServiceTags"] == ["master", "v1"]
-    [check] = seen(curl, "health/node/foobar")
+    [check] = curl.json("health/node/foobar")
     assert CHECK.items() <= check.items()
     assert consul.catalog.deregister("foobar", check_id="service:redis1") is True
-    assert seen(curl, "health/node/foobar") == []
-    assert set(seen(curl, "catalog/node/foobar")["Services"]) == {"redis1"}
+    assert curl.json("health/node/foobar") == []
+    assert set(curl.json("catalog/node/foobar")["Services"]) == {"redis1"}
     assert consul.catalog.deregister("foobar", None, None, "redis1") is True
-    assert seen(curl, "catalog/node/foobar")["Services"] == {}
+    assert curl.json("catalog/node/foobar")["Services"] == {}
     assert consul.catalog.deregister("foobar") is True
     assert consul.catalog.deregister("foobar") is True
     assert curl("GET", "catalog/node/foobar")[1].strip() == b"null"
@@ -117,17 +111,17 @@ def test_all_that_a_registration_may_have(consul, curl):
         node_meta={"kind": "t2"},
         service={"Service": "redis", "Meta": {"version": "4"}, "Weights": {"Passing": 3, "Warning": 1}},
     )
-    node = seen(curl, "catalog/node/foobar")["Node"]
+    node = curl.json("catalog/node/foobar")["Node"]
     assert (node["ID"], node["Meta"], node["TaggedAddresses"]) == (NODE_ID, {"kind": "t2"}, {"wan": "192.0.2.1"})
-    found = {each["CheckID"]: each["Status"] for each in seen(curl, "health/node/foobar")}
+    found = {each["CheckID"]: each["Status"] for each in curl.json("health/node/foobar")}
     assert found == {"a": "warning", "bb": "critical"}
-    [row] = seen(curl, "catalog/service/redis")
+    [row] = curl.json("catalog/service/redis")
     assert (row["ServiceMeta"], row["ServiceWeights"]) == ({"version": "4"}, {"Passing": 3, "Warning": 1})
     consul.catalog.register("foobar", "10.9.9.9", skip_node_update=True, service={"Service": "extra"})
-    assert seen(curl, "catalog/node/foobar")["Node"]["Address"] == "10.1.10.12"
-    assert len(seen(curl, "catalog/service/extra")) == 1
+    assert curl.json("catalog/node/foobar")["Node"]["Address"] == "10.1.10.12"
+    assert len(curl.json("catalog/service/extra")) == 1
     consul.catalog.register("foobar", "10.9.9.9", node_id=NODE_ID)
-    assert seen(curl, "catalog/node/foobar")["Node"]["Address"] == "10.9.9.9"
+    assert curl.json("catalog/node/foobar")["Node"]["Address"] == "10.9.9.9"
 
 
 def test_what_the_servers_do_not_know_is_passed_on_and_refused(consul, curl):
@@ -137,12 +131,12 @@ def test_what_the_servers_do_not_know_is_passed_on_and_refused(consul, curl):
         consul.catalog.register("foobar", "10.1.10.12", service={"Service": "redis", "Sort": 1})
     with pytest.raises(consulate.ServerError, match="Must provide address"):
         consul.catalog.register("foobar", "")
-    assert len(seen(curl, "catalog/nodes")) == 1
+    assert len(curl.json("catalog/nodes")) == 1
 
 
 def test_nodes(consul, curl):
     register(curl, Node="foobar", NodeMeta={"kind": "t2", "place": "attic"})
-    assert consul.catalog.nodes() == seen(curl, "catalog/nodes")
+    assert consul.catalog.nodes() == curl.json("catalog/nodes")
     assert [each["Node"] for each in consul.catalog.nodes()] == ["foobar", "test"]
     place_nodes(curl, test=0, foobar=1)
     assert [each["Node"] for each in consul.catalog.nodes(near="_agent")] == ["test", "foobar"]
@@ -154,19 +148,19 @@ def test_nodes(consul, curl):
     assert [each["Node"] for each in consul.catalog.nodes(dc="dc1", consistency="consistent")] == ["foobar", "test"]
     with pytest.raises(consulate.ServerError, match="expression"):
         consul.catalog.nodes(filter="nonsense ==")
-    assert consul.catalog.datacenters() == seen(curl, "catalog/datacenters") == ["dc1"]
+    assert consul.catalog.datacenters() == curl.json("catalog/datacenters") == ["dc1"]
 
 
 def test_a_node_and_its_services(consul, curl):
     register(curl, Node="foobar", ID=NODE_ID, Service=REDIS)
     register(curl, Node="foobar", ID=NODE_ID, Service={"Service": "web"})
     node = consul.catalog.node("foobar")
-    assert node == seen(curl, "catalog/node/foobar")
+    assert node == curl.json("catalog/node/foobar")
     assert set(node["Services"]) == {"redis1", "web"}
     assert set(consul.catalog.node(NODE_ID, filter='Service == "web"')["Services"]) == {"web"}
     assert consul.catalog.node("nobody") is None
     listed = consul.catalog.node_services("foobar")
-    assert listed == seen(curl, "catalog/node-services/foobar")
+    assert listed == curl.json("catalog/node-services/foobar")
     assert {each["ID"] for each in listed["Services"]} == {"redis1", "web"}
     found = consul.catalog.node_services("foobar", filter='Service == "web"', merge_central_config=True)
     assert [each["ID"] for each in found["Services"]] == ["web"]
@@ -177,14 +171,14 @@ def test_services_and_their_instances(consul, curl):
     register(curl, Node="foobar", NodeMeta={"place": "attic"}, Service=REDIS)
     register(curl, Node="baz", Service={**REDIS, "ID": "redis2", "Tags": ["v1"], "Port": 8001})
     [services] = consul.catalog.services()
-    asked = seen(curl, "catalog/services")
+    asked = curl.json("catalog/services")
     assert {name: sorted(tags) for name, tags in services.items()} == {  # Consul gives the tags in any order
         name: sorted(tags) for name, tags in asked.items()
     }
     assert (set(services), sorted(services["redis"])) == ({"consul", "redis"}, ["master", "v1"])
     assert set(consul.catalog.services(node_meta={"place": "attic"})[0]) == {"redis"}
     assert consul.catalog.services(node_meta={"place": "nowhere"}) == []
-    assert consul.catalog.service("redis") == seen(curl, "catalog/service/redis")
+    assert consul.catalog.service("redis") == curl.json("catalog/service/redis")
 
     def nodes(**options):
         return sorted(each["Node"] for each in consul.catalog.service("redis", **options))
@@ -215,9 +209,9 @@ def test_the_mesh_and_its_gateways(consul, curl):
             Node=place,
             Service={"Service": "redis-proxy", "Kind": "connect-proxy", "Proxy": proxy, "Port": 1, "Tags": [place]},
         )
-    assert consul.catalog.connect("redis") == seen(curl, "catalog/connect/redis")
+    assert consul.catalog.connect("redis") == curl.json("catalog/connect/redis")
     assert {each["Node"] for each in consul.catalog.connect("redis")} == {"here", "there"}
-    assert len(seen(curl, "catalog/connect/redis?tag=here")) == 2  # so there is no such argument
+    assert len(curl.json("catalog/connect/redis?tag=here")) == 2  # so there is no such argument
     assert [each["Node"] for each in consul.catalog.connect("redis", filter="here in ServiceTags")] == ["here"]
     assert [each["Node"] for each in consul.catalog.connect("redis", filter='Node == "here"')] == ["here"]
     assert consul.catalog.connect("nobody") == []
@@ -226,7 +220,7 @@ def test_the_mesh_and_its_gateways(consul, curl):
     entry = {"Kind": "ingress-gateway", "Name": "gate", "Listeners": [listener]}
     assert curl("PUT", "config", json.dumps(entry).encode())[0] == 200
     [row] = consul.catalog.gateway_services("gate")
-    assert [row] == seen(curl, "catalog/gateway-services/gate")
+    assert [row] == curl.json("catalog/gateway-services/gate")
     assert (row["Service"]["Name"], row["Port"]) == ("redis", 8443)
 
 
@@ -247,10 +241,10 @@ def test_registrations_go_to_the_datacenter_that_is_named(curl):
     with Agent() as here, Agent({"datacenter": "dc2"}) as there:
         near, far = Curl(here.url), Curl(there.url)
         assert near("PUT", f"agent/join/127.0.0.1:{there.wan}?wan=1")[0] == 200
-        until(lambda: near("GET", "catalog/nodes?dc=dc2")[0] == 200 and len(seen(near, "catalog/datacenters")) == 2)
+        until(lambda: near("GET", "catalog/nodes?dc=dc2")[0] == 200 and len(near.json("catalog/datacenters")) == 2)
 
         def names(curl):
-            return {each["Node"] for each in seen(curl, "catalog/nodes")}
+            return {each["Node"] for each in curl.json("catalog/nodes")}
 
         consul = consulate.Consul("127.0.0.1", here.port, timeout=30)
         assert sorted(consul.catalog.datacenters()) == ["dc1", "dc2"]

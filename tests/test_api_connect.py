@@ -39,12 +39,6 @@ def through(proxy):
         yield consul
 
 
-def get(curl, path):
-    status, text = curl("GET", path)
-    assert status == 200, text
-    return json.loads(text)
-
-
 def der(pem):
     return base64.b64decode("".join(pem.split("-----")[2].split()))
 
@@ -54,7 +48,7 @@ def der(pem):
 
 def test_the_root_certificates(consul, curl):
     roots = consul.connect.ca.roots()
-    assert roots == get(curl, "connect/ca/roots")
+    assert roots == curl.json("connect/ca/roots")
     (root,) = roots["Roots"]
     assert roots["ActiveRootID"] == root["ID"]
     assert consul.connect.ca.agent_roots()["Roots"] == roots["Roots"]
@@ -70,17 +64,17 @@ def test_a_services_leaf_certificate_fits_its_key(consul, agent, tmp_path):
     assert leaf["Service"] == "web site"
     (tmp_path / "pem").write_text(leaf["CertPEM"] + leaf["PrivateKeyPEM"])
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "pem")
-    assert get(Curl(agent.url), "agent/connect/ca/leaf/web%20site")["CertPEM"] == leaf["CertPEM"]
+    assert Curl(agent.url).json("agent/connect/ca/leaf/web%20site")["CertPEM"] == leaf["CertPEM"]
 
 
 def test_the_authoritys_configuration(consul, curl):
     before = consul.connect.ca.configuration()
-    assert before == get(curl, "connect/ca/configuration")
+    assert before == curl.json("connect/ca/configuration")
     assert before["Provider"] == "consul"
     assert consul.connect.ca.update("consul", {**before["Config"], "LeafCertTTL": "71h"}) is True
-    assert get(curl, "connect/ca/configuration")["Config"] == {**before["Config"], "LeafCertTTL": "71h"}
+    assert curl.json("connect/ca/configuration")["Config"] == {**before["Config"], "LeafCertTTL": "71h"}
     assert consul.connect.ca.update("consul", before["Config"], force_without_cross_signing=True) is True
-    assert get(curl, "connect/ca/configuration")["ForceWithoutCrossSigning"] is True
+    assert curl.json("connect/ca/configuration")["ForceWithoutCrossSigning"] is True
     consul.connect.ca.update("consul", before["Config"], False)
     with pytest.raises(consulate.ServerError, match="unknown CA provider"):
         consul.connect.ca.update("nonsense", {})
@@ -106,7 +100,7 @@ def test_a_page_that_is_not_there_is_no_certificate(proxy, through):
 def test_an_intention_by_its_id(consul, curl):
     intentions = consul.connect.intentions
     web = intentions.create("web", "db", description="why", meta={"a": "b"})
-    found = get(curl, f"connect/intentions/{web}")
+    found = curl.json(f"connect/intentions/{web}")
     assert [found[name] for name in ("SourceName", "DestinationName", "Action", "Description", "Meta")] == [
         "web", "db", "allow", "why", {"a": "b"},
     ]  # fmt: skip
@@ -115,7 +109,7 @@ def test_an_intention_by_its_id(consul, curl):
     assert {each["ID"] for each in intentions.list()} == {web, anyone}
     assert [each["ID"] for each in intentions.list(filter='SourceName == "web"')] == [web]
     assert intentions.update(web, "web", "cache", "deny", "other", {}) is True
-    changed = get(curl, f"connect/intentions/{web}")
+    changed = curl.json(f"connect/intentions/{web}")
     assert (changed["DestinationName"], changed["Action"], changed["Description"]) == ("cache", "deny", "other")
     assert intentions.delete(web) is True
     assert curl("GET", f"connect/intentions/{web}")[0] == 404
@@ -193,14 +187,14 @@ def test_intentions_by_name_are_asked_for_and_1_8_refuses_them(consul, proxy, th
     ):
         with pytest.raises(kind, match="UUID must be 36 characters"):
             call("web", "db")
-    assert get(curl, "connect/intentions") == []
+    assert curl.json("connect/intentions") == []
 
 
 # -- the agent and the proxies -------------------------------------------------------------------------------
 
 
 def test_the_agent_authorizes_a_connection(consul, curl):
-    trust = get(curl, "connect/ca/roots")["TrustDomain"]
+    trust = curl.json("connect/ca/roots")["TrustDomain"]
     consul.connect.intentions.create("web", "db")
     consul.connect.intentions.create("*", "db", "deny")
 
@@ -216,7 +210,7 @@ def test_the_agent_authorizes_a_connection(consul, curl):
 
 def test_the_discovery_chain(consul, curl):
     chain = consul.connect.discovery_chain("web")
-    assert chain == get(curl, "discovery-chain/web")["Chain"]
+    assert chain == curl.json("discovery-chain/web")["Chain"]
     assert (chain["ServiceName"], chain["Protocol"], chain["Datacenter"]) == ("web", "tcp", "dc1")
     assert consul.connect.discovery_chain("web", compile_dc="dc2", consistency="stale")["Datacenter"] == "dc2"
     changed = consul.connect.discovery_chain("web", "dc2", {"OverrideProtocol": "grpc"}, consistency="consistent")

@@ -23,12 +23,12 @@ def agent():
 def curl(agent):
     curl = Curl(agent.url)
     yield curl
-    for service in seen(curl, "agent/services"):
+    for service in curl.json("agent/services"):
         curl("PUT", f"agent/service/deregister/{service}")
     for node in ("attic", "mesh"):
         curl("PUT", "catalog/deregister", json.dumps({"Node": node}).encode())
     curl("DELETE", "config/ingress-gateway/gate")
-    until(lambda: set(seen(curl, "catalog/services")) == {"consul"})
+    until(lambda: set(curl.json("catalog/services")) == {"consul"})
 
 
 @pytest.fixture
@@ -44,14 +44,8 @@ def web(curl):
     here = {"Name": "web", "ID": "web-here", "Tags": ["v1"], "Check": {"CheckID": "here-web", "TTL": "1h"}}
     assert curl("PUT", "catalog/register", json.dumps(attic).encode())[0] == 200
     assert curl("PUT", "agent/service/register", json.dumps(here).encode())[0] == 200
-    until(lambda: len(seen(curl, "health/checks/web")) == 2)
+    until(lambda: len(curl.json("health/checks/web")) == 2)
     place_nodes(curl, test=0, attic=1)
-
-
-def seen(curl, path):
-    status, text = curl("GET", path)
-    assert status == 200, text
-    return json.loads(text)
 
 
 def ids(rows):
@@ -78,20 +72,20 @@ def test_the_arguments_are_those_of_the_reference():
 
 
 def test_checks_of_services_and_nodes(consul, curl, web):
-    assert consul.health.checks("web") == seen(curl, "health/checks/web")
+    assert consul.health.checks("web") == curl.json("health/checks/web")
     assert checks(consul.health.checks("web")) == ["attic-web", "here-web"]
     assert checks(consul.health.checks("web", node_meta={"place": "attic"})) == ["attic-web"]
     assert checks(consul.health.checks("web", filter='Node == "test"')) == ["here-web"]
     assert [each["Node"] for each in consul.health.checks("web", near="_agent")] == ["test", "attic"]
     assert consul.health.checks("nobody") == []
-    assert consul.health.node("test") == seen(curl, "health/node/test")
+    assert consul.health.node("test") == curl.json("health/node/test")
     assert checks(consul.health.node("test")) == ["here-web", "serfHealth"]
     assert checks(consul.health.node("attic", filter='Status == "critical"')) == []
     assert consul.health.node("nobody") == []
 
 
 def test_instances_by_tag_and_state(consul, curl, web):
-    assert consul.health.service("web") == seen(curl, "health/service/web")
+    assert consul.health.service("web") == curl.json("health/service/web")
     assert ids(consul.health.service("web")) == ["web-attic", "web-here"]
     assert ids(consul.health.service("web", "old")) == ["web-attic"]
     assert ids(consul.health.service("web", tag="v1")) == ["web-attic", "web-here"]
@@ -106,15 +100,15 @@ def test_instances_by_tag_and_state(consul, curl, web):
     assert [each["Node"]["Node"] for each in consul.health.service("web", near="_agent")] == ["test", "attic"]
     assert consul.health.service("nobody") == []
     # An empty word asks for passing ones too, and false for all: what this client sends for None and False is nothing.
-    assert ids(seen(curl, "health/service/web?passing")) == ["web-attic"]
-    assert ids(seen(curl, "health/service/web?passing=false")) == ["web-attic", "web-here"]
+    assert ids(curl.json("health/service/web?passing")) == ["web-attic"]
+    assert ids(curl.json("health/service/web?passing=false")) == ["web-attic", "web-here"]
 
 
 def test_states(consul, curl, web):
     assert checks(consul.health.state("passing")) == ["attic-web", "serfHealth"]
     assert checks(consul.health.state("critical")) == ["here-web"]
     assert consul.health.state("warning") == consul.health.state("unknown") == []
-    assert consul.health.state("any") == seen(curl, "health/state/any")
+    assert consul.health.state("any") == curl.json("health/state/any")
     assert checks(consul.health.state("any")) == ["attic-web", "here-web", "serfHealth"]
     assert checks(consul.health.state("any", node_meta={"place": "attic"})) == ["attic-web"]
     assert checks(consul.health.state("any", filter='ServiceName == "web"')) == ["attic-web", "here-web"]
@@ -167,9 +161,9 @@ def test_the_mesh_and_its_gateways(consul, curl):
 
     assert consul.health.connect("web") == consul.health.ingress("web") == []
     register(Service="web-proxy", Kind="connect-proxy", Proxy={"DestinationServiceName": "web"}, Tags=["a"])
-    assert consul.health.connect("web") == seen(curl, "health/connect/web")
+    assert consul.health.connect("web") == curl.json("health/connect/web")
     assert ids(consul.health.connect("web", passing=True)) == ["web-proxy"]
-    assert ids(seen(curl, "health/connect/web?tag=b")) == ["web-proxy"]  # so there is no such argument
+    assert ids(curl.json("health/connect/web?tag=b")) == ["web-proxy"]  # so there is no such argument
     assert consul.health.connect("web", filter="b in Service.Tags") == []
     assert ids(consul.health.connect("web", filter="a in Service.Tags")) == ["web-proxy"]
     assert consul.health.connect("web", filter='Node.Node == "nobody"') == []

@@ -30,9 +30,7 @@ def curl(agent):
 
 
 def get(curl, path):
-    status, text = curl("GET", path)
-    assert status in (200, 429), text
-    return json.loads(text)
+    return curl.json(path, (200, 429))
 
 
 # -- raft and autopilot --------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Transactions against a real Consul, checked with curl: of keys, of the catalog and of both together."""
 
 import base64
-import json
 
 import pytest
 from support.agent import Agent
@@ -29,12 +28,6 @@ def curl(agent):
     curl("PUT", "catalog/deregister", b'{"Node": "db1"}')
 
 
-def get(curl, path):
-    status, text = curl("GET", path)
-    assert status == 200, text
-    return json.loads(text)
-
-
 NODE = {"Node": "db1", "Address": "10.0.0.1"}
 SERVICE = {"ID": "db", "Service": "db", "Port": 5432, "Tags": ["primary"]}
 CHECK = {"Node": "db1", "CheckID": "alive", "Name": "alive", "Status": "passing"}
@@ -51,9 +44,9 @@ def test_keys_and_catalog_are_changed_together(consul, curl):
     assert (rows[0]["Node"]["Address"], rows[1]["Service"]["Port"], rows[2]["Check"]["Status"]) == (
         "10.0.0.1", 5432, "passing",
     )  # fmt: skip
-    (found,) = get(curl, "catalog/service/db")
+    (found,) = curl.json("catalog/service/db")
     assert (found["Node"], found["Address"], found["ServicePort"]) == ("db1", "10.0.0.1", 5432)
-    assert get(curl, "health/node/db1")[0]["Status"] == "passing"
+    assert curl.json("health/node/db1")[0]["Status"] == "passing"
     assert (curl.get("db1//state"), curl.flags("db1//state")) == (b"up", 3)
 
 
@@ -69,7 +62,7 @@ def test_reading_the_catalog_in_a_transaction(consul, curl):
         ],
         stale=True,
     )
-    assert rows[0]["Node"]["ModifyIndex"] == get(curl, "catalog/node/db1")["Node"]["ModifyIndex"]
+    assert rows[0]["Node"]["ModifyIndex"] == curl.json("catalog/node/db1")["Node"]["ModifyIndex"]
     assert rows[1]["Service"]["Tags"] == ["primary"]
     assert rows[2]["Check"]["CheckID"] == "alive"
     assert base64.b64decode(rows[3]["KV"]["Value"]) == b"1"
@@ -81,7 +74,7 @@ def test_compare_and_set_of_the_catalog(consul, curl):
     index = rows[0]["Node"]["ModifyIndex"]
     moved = {**NODE, "Address": "10.0.0.2"}
     (row,) = consul.txn.apply([{"Node": {"Verb": "cas", "Node": {**moved, "ModifyIndex": index}}}])
-    assert row["Node"]["Address"] == get(curl, "catalog/node/db1")["Node"]["Address"] == "10.0.0.2"
+    assert row["Node"]["Address"] == curl.json("catalog/node/db1")["Node"]["Address"] == "10.0.0.2"
     stale = [
         operation("set", "a", b"1"),
         {"Node": {"Verb": "cas", "Node": {**NODE, "ModifyIndex": index}}},
@@ -92,15 +85,15 @@ def test_compare_and_set_of_the_catalog(consul, curl):
         consul.txn.apply(stale)
     assert [index for index, _ in caught.value.errors] == [1, 2, 3]
     assert curl.keys() == []
-    assert get(curl, "catalog/node/db1")["Node"]["Address"] == "10.0.0.2"
+    assert curl.json("catalog/node/db1")["Node"]["Address"] == "10.0.0.2"
 
 
 def test_deleting_gives_no_rows(consul, curl):
     consul.txn.apply(REGISTER)
     assert consul.txn.apply([{"Check": {"Verb": "delete", "Check": CHECK}}]) == []
-    assert get(curl, "health/node/db1") == []
+    assert curl.json("health/node/db1") == []
     assert consul.txn.apply([{"Service": {"Verb": "delete", "Node": "db1", "Service": SERVICE}}]) == []
-    assert get(curl, "catalog/service/db") == []
+    assert curl.json("catalog/service/db") == []
     assert consul.txn.apply([{"Node": {"Verb": "delete", "Node": NODE}}, operation("delete", "none")]) == []
     assert b"db1" not in curl("GET", "catalog/nodes")[1]
     assert consul.txn.apply([]) == []

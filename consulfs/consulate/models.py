@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         consistency: str
         stale: bool
         dc: str
-        timeout: float
+        timeout: Optional[float]
 
     class Filtered(Query, total=False):
         """...of lists that Consul can filter: https://www.consul.io/api-docs/features/filtering"""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+from collections.abc import Container
+from typing import Any
 
 
 class Curl:
@@ -25,6 +27,12 @@ class Curl:
         done = subprocess.run(command, input=body, capture_output=True, timeout=60)
         text, _, status = done.stdout.rpartition(b"\n")
         return int(status or 0), text
+
+    def json(self, path: str, accepted: Container[int] = (200,)) -> Any:
+        """What a GET of /v1/<path> answers, with one of these statuses."""
+        status, text = self("GET", path)
+        assert status in accepted, text
+        return json.loads(text)
 
     def txn(self, *operations: dict) -> list[dict] | None:
         """The KV entries of a transaction's answer, or None where it failed."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union, overload
 
-from consulfs.consulate.api.records import TXN_BODY_LIMIT, Records
+from consulfs.consulate.api.records import TXN_BODY_LIMIT, Records, record_of
 from consulfs.consulate.api.txn import Operation, encode, operation
 from consulfs.consulate.exceptions import (
     BadAnswer,
@@ -262,10 +262,9 @@ class KV(Records):
         check = operation("check-index", new.key, index=index) if index else operation("check-not-exists", new.key)
         operations = [check, operation(verb, new.key, new.value, new.flags, session=session)]
         entries = self.txn.execute(operations, fitting(new.key, operations), **query)
-        try:
-            return Record.of(entries[-1], new.value)  # the last: a check-index answers with a record too
-        except (IndexError, ValueError) as error:
-            raise BadAnswer(f"PUT /v1/txn: wanted the record of {new.key!r}: {error}") from error
+        if not entries:
+            raise BadAnswer(f"PUT /v1/txn: wanted the record of {new.key!r}")
+        return record_of(entries[-1], new.value)  # the last: a check-index answers with a record too
 
     def _store_safely(self, key: str, value: bytes, flags: Optional[int], replace: bool) -> bool:
         def attempt() -> bool:

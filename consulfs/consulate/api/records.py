@@ -75,7 +75,7 @@ class Records(Endpoint):
 
     def _get_together(self, keys: Sequence[str], **query: Unpack[Query]) -> dict[str, Record]:
         entries = self.txn.execute([operation("get", key) for key in keys], **query)
-        return {record.key: record for record in map(_of_txn, entries)}
+        return {record.key: record for record in map(record_of, entries)}
 
     def names(self, prefix: str, separator: str = "", **query: Unpack[Query]) -> list[str]:
         """The keys below a prefix; with a separator only up to its next occurrence."""
@@ -90,7 +90,7 @@ class Records(Endpoint):
         """The records of every key that begins with a prefix."""
         answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, (404,), **query))
         if answer is None:
-            return [_of_txn(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
+            return [record_of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
         return _records(answer)
 
     def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
@@ -134,11 +134,10 @@ class Records(Endpoint):
         operations = [operation("cas", key, value, flags, index)]
         body = encode(operations)
         if len(body) <= txn_limit:
-            query: Any = {} if timeout is None else {"timeout": timeout}
-            stored = self.txn.execute(operations, body, **query)
+            stored = self.txn.execute(operations, body, timeout=timeout)
             if len(stored) != 1:
                 raise BadAnswer(f"PUT /v1/txn: wanted the record of {key!r} alone, not {len(stored)}")
-            return _of_txn(stored[0], value)
+            return record_of(stored[0], value)
         params: Params = {"cas": index, "flags": flags}
         answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
         if answer is None:
@@ -152,8 +151,7 @@ class Records(Endpoint):
         params: Params = {"recurse": "" if recurse else None}
         answer = self._by_url(key, lambda path: self._write(path, None, params, "DELETE", timeout))
         if answer is None:
-            query: Any = {} if timeout is None else {"timeout": timeout}
-            self.txn.execute([operation("delete-tree" if recurse else "delete", key)], **query)
+            self.txn.execute([operation("delete-tree" if recurse else "delete", key)], timeout=timeout)
         elif not answer.as_bool():
             raise answer.bad("true")
 
@@ -192,7 +190,8 @@ def _records(answer: Response) -> list[Record]:
         raise answer.bad("a list of records") from error
 
 
-def _of_txn(entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
+def record_of(entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
+    """The record in a transaction's answer; `value` stands in where the answer leaves it out."""
     try:
         return Record.of(entry, value)
     except ValueError as error:
