@@ -1,6 +1,5 @@
 """The agent's endpoints against a real agent, seen with curl and in the files where it keeps what it was told."""
 
-import inspect
 import json
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from support.agent import Agent, free_ports
 from support.curl import Curl
 from support.proxy import Proxy
+from support.signatures import positional
 from support.waiting import until
 
 from consulfs import consulate
@@ -103,21 +103,18 @@ def kept(agent, check_id):
 
 
 def test_the_arguments_are_those_of_the_reference():
-    def names(function):
-        return [
-            name
-            for name, each in inspect.signature(function).parameters.items()
-            if each.kind is each.POSITIONAL_OR_KEYWORD
-        ]
-
     agent = consulate.api.Agent
-    assert names(agent.Check.register) == "self name script check_id interval ttl notes http".split()
-    assert names(definitions.check) == names(agent.Check.register)[1:]
+    assert positional(agent.Check.register) == "self name script check_id interval ttl notes http".split()
+    assert positional(definitions.check) == positional(agent.Check.register)[1:]
     service = "self name service_id address port tags check interval ttl httpcheck"
-    assert names(agent.Service.register) == service.split()
-    assert names(definitions.service) == service.split()[1:]
-    assert names(agent.__init__)[1:] == names(agent.Check.__init__)[1:] == ["uri", "adapter", "datacenter", "token"]
-    assert names(agent.join) == ["self", "address", "wan"]
+    assert positional(agent.Service.register) == service.split()
+    assert positional(definitions.service) == service.split()[1:]
+    assert (
+        positional(agent.__init__)[1:]
+        == positional(agent.Check.__init__)[1:]
+        == ["uri", "adapter", "datacenter", "token"]
+    )
+    assert positional(agent.join) == ["self", "address", "wan"]
 
 
 def test_a_ttl_check_passes_warns_and_fails(consul, curl):

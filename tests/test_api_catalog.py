@@ -1,13 +1,14 @@
 """The catalog against a real agent, seen with curl."""
 
-import inspect
 import json
 import threading
 
 import pytest
 from support.agent import Agent
+from support.catalog import clear_catalog
 from support.curl import Curl
 from support.proxy import Proxy
+from support.signatures import positional
 from support.waiting import place_nodes, until
 
 from consulfs import consulate
@@ -35,13 +36,7 @@ def agent():
 def curl(agent):
     curl = Curl(agent.url)
     yield curl
-    for service in curl.json("agent/services"):
-        curl("PUT", f"agent/service/deregister/{service}")
-    for node in curl.json("catalog/nodes"):
-        if node["Node"] != "test":
-            curl("PUT", "catalog/deregister", json.dumps({"Node": node["Node"]}).encode())
-    curl("DELETE", "config/ingress-gateway/gate")
-    until(lambda: set(curl.json("catalog/services")) == {"consul"})
+    clear_catalog(curl)
 
 
 def register(curl, **body):
@@ -49,19 +44,12 @@ def register(curl, **body):
 
 
 def test_the_arguments_are_those_of_the_reference():
-    def names(function):
-        return [
-            name
-            for name, each in inspect.signature(function).parameters.items()
-            if each.kind is each.POSITIONAL_OR_KEYWORD
-        ]
-
     catalog = consulate.api.Catalog
-    assert names(catalog.register) == "self node address datacenter service check".split()
-    assert names(catalog.deregister) == "self node datacenter check_id service_id".split()
-    assert names(catalog.node) == ["self", "node_id"]
-    assert names(catalog.service) == ["self", "service_id"]
-    assert names(catalog.__init__) == "self uri adapter datacenter token".split()
+    assert positional(catalog.register) == "self node address datacenter service check".split()
+    assert positional(catalog.deregister) == "self node datacenter check_id service_id".split()
+    assert positional(catalog.node) == ["self", "node_id"]
+    assert positional(catalog.service) == ["self", "service_id"]
+    assert positional(catalog.__init__) == "self uri adapter datacenter token".split()
 
 
 def test_the_datacenter_has_two_names(agent, curl):

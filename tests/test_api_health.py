@@ -1,13 +1,14 @@
 """Health against a real agent, seen with curl."""
 
-import inspect
 import json
 import threading
 
 import pytest
 from support.agent import Agent
+from support.catalog import clear_catalog
 from support.curl import Curl
 from support.proxy import Proxy
+from support.signatures import positional
 from support.waiting import place_nodes, until
 
 from consulfs import consulate
@@ -23,12 +24,7 @@ def agent():
 def curl(agent):
     curl = Curl(agent.url)
     yield curl
-    for service in curl.json("agent/services"):
-        curl("PUT", f"agent/service/deregister/{service}")
-    for node in ("attic", "mesh"):
-        curl("PUT", "catalog/deregister", json.dumps({"Node": node}).encode())
-    curl("DELETE", "config/ingress-gateway/gate")
-    until(lambda: set(curl.json("catalog/services")) == {"consul"})
+    clear_catalog(curl)
 
 
 @pytest.fixture
@@ -57,18 +53,11 @@ def checks(rows):
 
 
 def test_the_arguments_are_those_of_the_reference():
-    def names(function):
-        return [
-            name
-            for name, each in inspect.signature(function).parameters.items()
-            if each.kind is each.POSITIONAL_OR_KEYWORD
-        ]
-
     health = consulate.api.Health
-    assert names(health.service) == ["self", "service_id", "tag", "passing"]
-    assert names(health.checks) == ["self", "service_id"]
-    assert names(health.node) == ["self", "node_id"]
-    assert names(health.state) == ["self", "state"]
+    assert positional(health.service) == ["self", "service_id", "tag", "passing"]
+    assert positional(health.checks) == ["self", "service_id"]
+    assert positional(health.node) == ["self", "node_id"]
+    assert positional(health.state) == ["self", "state"]
 
 
 def test_checks_of_services_and_nodes(consul, curl, web):
