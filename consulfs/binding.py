@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import errno
+import fcntl
 import itertools
 import logging
 import os
@@ -18,9 +19,10 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from consulfs.errors import errno_of
+from consulfs.errors import LockLost, errno_of
 from consulfs.filesystem import NOW
-from consulfs.processes import is_to_end
+from consulfs.processes import Heed, is_to_end
+from consulfs.store.locktable import END
 
 if ctypes.util.find_library("fuse3"):
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy takes libfuse 2 where both are installed
@@ -51,6 +53,12 @@ EXPECTED = frozenset(
 
 _fuse = mfusepy._libfuse
 _fuse.fuse_interrupted.restype = ctypes.c_int
+_fuse.fuse_get_session.restype = ctypes.c_void_p
+_fuse.fuse_get_session.argtypes = [ctypes.c_void_p]
+_fuse.fuse_session_exited.argtypes = [ctypes.c_void_p]
+
+_loop: Optional[int] = None
+"""libfuse's session, from `init` on; there is one a process."""
 
 _thread = threading.local()
 
@@ -61,16 +69,27 @@ OPERATIONS = (
     " open create read write truncate flush fsync release destroy getxattr listxattr setxattr removexattr init"
 ).split()
 
+LOCK_OPERATIONS = ("flock", "lock")
+"""Where these two are not offered, the kernel keeps the locks itself, for this mount alone."""
 
-def interrupted(fatal: bool) -> bool:
-    """Whether the program whose operation this thread serves is to end, by Ctrl-C or another signal.
+MAX_WAITERS = MAX_THREADS - 200
+"""Locks that are waited for at once: each has a thread, and some must be left for all else."""
 
-    :param fatal: only by one that it does not catch
+
+def interrupted(heed: Heed) -> bool:
+    """Whether the operation that this thread serves is to end: by Ctrl-C or another signal, or since the mount does.
+
+    libfuse waits for all of its threads before it calls `destroy`, so one that waits for a lock would keep a daemon
+    that was told to end from ending (lib/fuse_loop_mt.c).
 
     libfuse looks into the thread's request without asking whether there is one: outside an operation, in `init`
     and in `destroy` it would crash (measured on 3.14).
     """
-    return getattr(_thread, "in_request", False) and bool(_fuse.fuse_interrupted()) and is_to_end(_pid(), fatal)
+    if not getattr(_thread, "in_request", False):
+        return False
+    if heed is Heed.CAUGHT and _fuse.fuse_session_exited(_loop):
+        return True
+    return bool(_fuse.fuse_interrupted()) and is_to_end(_pid(), heed)
 
 
 def require_libfuse3() -> None:
@@ -91,7 +110,7 @@ def serve(filesystem: Filesystem, mountpoint: str, options: dict[str, Any], on_r
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            _Session(_Names(), filesystem, on_ready, mountpoint, options)
+            _Session(_Names(filesystem.offers_locks), filesystem, on_ready, mountpoint, options)
         except RuntimeError as error:
             if error.args != (LOOP_ENDED,):
                 raise
@@ -102,8 +121,8 @@ class _Names:
 
     use_ns = True
 
-    def __init__(self) -> None:
-        for name in OPERATIONS:
+    def __init__(self, offers_locks: bool) -> None:
+        for name in OPERATIONS + (list(LOCK_OPERATIONS) if offers_locks else []):
             setattr(self, name, True)
 
 
@@ -144,7 +163,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
             return func(*args, **kwargs) or 0
         except Exception as error:
             code = errno_of(error)
-            if not isinstance(error, OSError) or code not in EXPECTED:
+            if not isinstance(error, LockLost) and (not isinstance(error, OSError) or code not in EXPECTED):
                 path = next((arg for arg in args if isinstance(arg, bytes)), b"")
                 name = func.__name__.replace("_fuse_3", "")
                 known = code not in (errno.EIO,) or isinstance(error, OSError)
@@ -162,6 +181,8 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
         settings.use_ino = 1
         # Nothing is kept by the kernel: what it kept could not be taken back when another host changes it.
         settings.entry_timeout = settings.attr_timeout = settings.negative_timeout = 0.0
+        global _loop
+        _loop = _fuse.fuse_get_session(_fuse.fuse_get_context().contents.fuse)
         self._on_ready()
 
     def destroy(self, private_data: Any) -> None:
@@ -277,6 +298,28 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def release(self, path: Optional[bytes], info: Any) -> None:
         self._fs.release(info.contents.fh)
+
+    # -- locks -----------------------------------------------------------------------------------------------
+
+    def flock(self, path: Optional[bytes], info: Any, how: int) -> None:
+        wait = not how & fcntl.LOCK_NB
+        kind = {fcntl.LOCK_EX: True, fcntl.LOCK_SH: False}.get(how & ~fcntl.LOCK_NB)
+        self._fs.flock(info.contents.fh, kind, wait, _pid())
+
+    def lock(self, path: Optional[bytes], info: Any, command: int, lock: Any) -> None:
+        fields, wanted = info.contents, lock.contents
+        kind = {fcntl.F_WRLCK: True, fcntl.F_RDLCK: False}.get(wanted.l_type)
+        start, end = wanted.l_start, wanted.l_start + wanted.l_len - 1 if wanted.l_len else END
+        if command != fcntl.F_GETLK:
+            self._fs.setlk(fields.fh, fields.lock_owner, kind, start, end, command == fcntl.F_SETLKW, _pid())
+            return
+        found = self._fs.getlk(fields.fh, fields.lock_owner, bool(kind), start, end)
+        if found is None:
+            wanted.l_type = fcntl.F_UNLCK
+            return
+        wanted.l_type = fcntl.F_WRLCK if found.exclusive else fcntl.F_RDLCK
+        wanted.l_start, wanted.l_pid = found.start, found.pid
+        wanted.l_len = 0 if found.end == END else found.end - found.start + 1
 
     # -- extended attributes ---------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import errno
 import logging
 import logging.handlers
 import os
+import secrets
+import socket
 import stat
 import sys
 from collections.abc import Iterator
@@ -22,12 +24,16 @@ from consulfs.options import Options
 from consulfs.source import Source
 from consulfs.store.backend import Backend
 from consulfs.store.cache import Cache
+from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
+from consulfs.store.locks import Locks
 from consulfs.store.moves import Moves
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.records import Records
+from consulfs.store.sessionlock import SessionLock
+from consulfs.store.sessions import KeptSession
 from consulfs.store.times import Times
 from consulfs.tree.kv import KVTree
 
@@ -105,7 +111,7 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
         with connect(source, options, token, patience.check) as consul:
             backend = Backend(consul, patience)
             introduce(backend, source, token is not None)
-            filesystem = build(source.prefix, backend, patience, options)
+            filesystem = build(source.prefix, mountpoint, backend, patience, options)
             try:
                 binding.require_libfuse3()
                 binding.serve(filesystem, mountpoint, mount_options(source, options), ready)
@@ -136,17 +142,27 @@ def introduce(backend: Backend, source: Source, token_given: bool) -> None:
         raise CannotMount(f"Consul at {source}: {error}") from error
 
 
-def build(prefix: str, backend: Backend, patience: Patience, options: Options) -> Filesystem:
+def build(prefix: str, mountpoint: str, backend: Backend, patience: Patience, options: Options) -> Filesystem:
     """The file system's parts, each with what it stands on."""
     times, inodes, flags = Times(), Inodes(), FlagMemory()
     records = Records(backend, Cache(options["cache_size"]), times)
     files = OpenFiles(backend, records, patience, times, inodes, flags)
-    moves = Moves(backend, records, files, patience, times, inodes, flags)
+    name, ttl = f"consulfs {socket.gethostname()}:{mountpoint} {secrets.token_hex(4)}", options["lock_ttl"]
+    for_locks = KeptSession(backend, patience, f"{name} locks", "release", ttl, options["lock_delay"])
+    # No lock-delay: others have no work of theirs to wait for, and a host that is back makes such a key at once.
+    for_keys = KeptSession(backend, patience, f"{name} ephemeral", "delete", ttl, 0)
+    lock = SessionLock(backend, records, patience)
+    locks = Locks(files, records, patience, lock, for_locks, for_keys, binding.MAX_WAITERS)
+    ephemeral = Ephemeral(backend, records, files, locks, lock, for_keys, for_locks)
+    moves = Moves(backend, records, files, locks, patience, times, inodes, flags)
     tree = KVTree(prefix, backend, records, files, moves, times)
     uid = os.getuid() if options["uid"] is None else options["uid"]
     gid = os.getgid() if options["gid"] is None else options["gid"]
     owner = Owner(uid, gid, options["umask"])
-    return Filesystem(tree, files, times, inodes, patience, owner, options["ro"], options["exclusive"] == "close")
+    at_close = options["exclusive"] == "close"
+    return Filesystem(
+        tree, files, locks, ephemeral, times, inodes, patience, owner, options["ro"], at_close, options["locks"]
+    )
 
 
 def mount_options(source: Source, options: Options) -> dict[str, Any]:

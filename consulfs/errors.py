@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from consulfs.consulate import exceptions as consul
 
@@ -16,6 +17,13 @@ class Interrupted(Exception):
 
 class OutOfTime(Exception):
     """The operation's `timeout=` is over."""
+
+
+class LockLost(OSError):
+    """A lock is no longer held, and what was written under it is not stored. Said in the log when it was lost."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, f"{os.strerror(errno.EIO)}: the lock was lost")
 
 
 # The first that fits counts, so the more special ones stand first.

@@ -9,8 +9,11 @@ import stat
 from dataclasses import dataclass
 from typing import Optional
 
+from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
-from consulfs.store.openfiles import OpenFiles
+from consulfs.store.locks import Locks
+from consulfs.store.locktable import END, Claim, LockOwner
+from consulfs.store.openfiles import Handle, OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.times import Times
 from consulfs.tree import attributes
@@ -52,21 +55,32 @@ class Owner:
 
 
 class Filesystem:
-    """One mount."""
+    """One mount.
+
+    :param lock_mode: "consul", "local" or "off", as the option `locks=`
+    :ivar offers_locks: whether the kernel is to ask here for locks; else it keeps them itself, for this mount alone
+    """
 
     def __init__(
         self,
         tree: KVTree,
         files: OpenFiles,
+        locks: Locks,
+        ephemeral: Ephemeral,
         times: Times,
         inodes: Inodes,
         patience: Patience,
         owner: Owner,
         read_only: bool = False,
         exclusive_at_close: bool = False,
+        lock_mode: str = "consul",
     ) -> None:
         self._tree = tree
         self._files = files
+        self._locks = locks
+        self._ephemeral = ephemeral
+        self._has_locks = lock_mode != "off"
+        self.offers_locks = lock_mode != "local"
         self._times = times
         self._inodes = inodes
         self._patience = patience
@@ -205,18 +219,62 @@ class Filesystem:
         self._files.fsync(self._files.handle(fh))
 
     def release(self, fh: int) -> None:
-        self._files.release(self._files.handle(fh))
+        handle = self._files.handle(fh)
+        try:
+            self._files.store_rest(handle)
+            self._locks.closed(handle)
+        finally:
+            self._files.detach(handle)
 
     def destroy(self) -> None:
         """The mount ends: nothing comes after this."""
         self._files.store_all()
+        self._patience.begin()
+        self._locks.end()
+        self._ephemeral.end()
+
+    # -- locks -----------------------------------------------------------------------------------------------
+
+    def flock(self, fh: int, exclusive: Optional[bool], wait: bool, pid: int) -> None:
+        """Lock a file for an open file description.
+
+        :param exclusive: LOCK_EX, else LOCK_SH; None: LOCK_UN
+        """
+        handle = self._files.handle(fh)
+        self._lock(handle, LockOwner(False, handle.number), exclusive, 0, END, wait, pid)
+
+    def setlk(self, fh: int, owner: int, exclusive: Optional[bool], start: int, end: int, wait: bool, pid: int) -> None:
+        """Lock a range for a process: F_SETLK and F_SETLKW.
+
+        :param owner: the kernel's number for the process' descriptors
+        :param exclusive: F_WRLCK, else F_RDLCK; None: F_UNLCK
+        """
+        self._lock(self._files.handle(fh), LockOwner(True, owner), exclusive, start, end, wait, pid)
+
+    def getlk(self, fh: int, owner: int, exclusive: bool, start: int, end: int) -> Optional[Claim]:
+        """The lock that would keep a range from being locked: F_GETLK."""
+        handle = self._files.handle(fh)
+        claim = Claim(LockOwner(True, owner), exclusive, handle.number, 0, start, end)
+        return self._locks.conflict(handle, claim) if self._has_locks else None
+
+    def _lock(
+        self, handle: Handle, owner: LockOwner, exclusive: Optional[bool], start: int, end: int, wait: bool, pid: int
+    ) -> None:
+        if exclusive is None:
+            self._locks.release(handle, owner, start, end)
+            return
+        if not self._has_locks:
+            raise OSError(errno.ENOLCK, "mounted with -o locks=off")
+        if exclusive:
+            self._check_writable()
+        self._locks.acquire(handle, Claim(owner, exclusive, handle.number, pid, start, end), wait)
 
     # -- extended attributes ---------------------------------------------------------------------------------
 
     def getxattr(self, path: str, name: str) -> bytes:
         if name.startswith(_NEVER_SET):
             raise OSError(attributes.ABSENT, "no such attribute")
-        return attributes.get(self._tree.existing(path), name)
+        return attributes.get(self._tree.existing(path), name, self._ephemeral)
 
     def listxattr(self, path: str) -> list[str]:
         return attributes.listed(self._tree.existing(path))
@@ -226,14 +284,14 @@ class Filesystem:
         entry = self._tree.existing(path)
         if isinstance(entry, File):
             self._tree.check_writable(entry.key)
-        attributes.set(entry, name, value, options, self._files, pid)
+        attributes.set(entry, name, value, options, self._files, self._ephemeral, pid)
 
     def removexattr(self, path: str, name: str, pid: int) -> None:
         self._check_writable()
         entry = self._tree.existing(path)
         if isinstance(entry, File):
             self._tree.check_writable(entry.key)
-        attributes.remove(entry, name, self._files, pid)
+        attributes.remove(entry, name, self._files, self._ephemeral, pid)
 
     # -- helpers ---------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
+from consulfs.consulate.models import seconds
 from consulfs.consulate.settings import is_not_false
 
 
@@ -43,6 +44,18 @@ def _seconds(text: str) -> float:
     if not 0.1 <= value <= 86400:
         raise ValueError("between 0.1 and 86400 seconds")
     return value
+
+
+def _duration(least: float, most: float, what: str) -> Callable[[str], float]:
+    """Seconds, or a duration as Consul writes it."""
+
+    def read(text: str) -> float:
+        value = seconds(text)
+        if not least <= value <= most:
+            raise ValueError(what)
+        return value
+
+    return read
 
 
 def _size(text: str) -> int:
@@ -91,6 +104,27 @@ OPTIONS = (
         _one_of("open", "close"),
         "open",
         "open|close",
+    ),
+    Option(
+        "locks",
+        "flock and fcntl locks: Consul's, for all hosts; local, for this mount alone; or refused",
+        _one_of("consul", "local", "off"),
+        "consul",
+        "consul|local|off",
+    ),
+    Option(
+        "lock_ttl",
+        "how long a lock outlives a host that died, 10s to 24h; Consul takes up to twice that",
+        _duration(10, 86400, "10s to 24h"),
+        15.0,
+        "TIME",
+    ),
+    Option(
+        "lock_delay",
+        "how long nobody gets a lock that was lost so, 0s to 60s, for what its holder had under way",
+        _duration(0, 60, "0s to 60s"),
+        15.0,
+        "TIME",
     ),
     Option("cache_size", "bytes of records kept in memory", _size, 64 << 20, "BYTES"),
     Option("dc", "the datacenter to mount, if not the agent's own", str, None, "NAME"),
@@ -243,7 +277,7 @@ def markdown_table() -> str:
     """The README's table."""
     rows = ["| option | meaning |", "|---|---|"]
     rows += [
-        f"| `{option.usage}` | {describe(option)} |".replace("yes|no", "yes\\|no").replace("open|close", "open\\|close")
+        "| `{}` | {} |".format(option.usage.replace("|", "\\|"), describe(option).replace("|", "\\|"))
         for option in OPTIONS
     ]
     return "\n".join(rows)

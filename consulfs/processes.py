@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from enum import Enum
 from typing import Optional
 
 HARMLESS = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH})
@@ -16,6 +17,14 @@ STOPPING = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIG
 
 ENDING = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP})
 """What a program catches in order to stop what it does."""
+
+
+class Heed(Enum):
+    """Which of the signals that wait for a program end what it waits for."""
+
+    ENDING = "those that end it, caught or not"
+    FATAL = "only those that it does not catch"
+    CAUGHT = "those that end it, and every one that it catches"
 
 
 MODE = os.O_ACCMODE | os.O_APPEND
@@ -43,13 +52,13 @@ def has_open(pid: int, inode: int, name: str, mode: int) -> Optional[bool]:
     return any(_is(pid, descriptor, inode, name, mode) for descriptor in descriptors)
 
 
-def is_to_end(pid: int, fatal: bool = False) -> bool:
-    """Whether a signal waits for a thread that ends the program, or that it catches in order to end.
+def is_to_end(pid: int, heed: Heed = Heed.ENDING) -> bool:
+    """Whether a signal waits for a thread that is to end its operation.
 
     The kernel interrupts a waiting operation for any signal. But a program whose child has ended, or whose timer has
-    run, expects no EINTR from open(2) or stat(2): no local file system gives it one.
+    run, expects no EINTR from open(2) or stat(2): no local file system gives it one. From flock(2) it does: by a timer
+    `flock -w 5` ends its wait.
 
-    :param fatal: only what it does not catch
     :return: True as well where that cannot be seen
     """
     try:
@@ -60,10 +69,13 @@ def is_to_end(pid: int, fatal: bool = False) -> bool:
     except (OSError, KeyError, ValueError):
         return True
     waiting = [number for number in range(1, 65) if (pending & ~blocked & ~ignored) >> (number - 1) & 1]
-    return any(
-        number in ENDING and not fatal if caught >> (number - 1) & 1 else number not in HARMLESS | STOPPING
-        for number in waiting
-    )
+    return any(_ends(number, bool(caught >> (number - 1) & 1), heed) for number in waiting)
+
+
+def _ends(number: int, caught: bool, heed: Heed) -> bool:
+    if number in HARMLESS or not caught:
+        return number not in HARMLESS | STOPPING
+    return heed is Heed.CAUGHT or (heed is Heed.ENDING and number in ENDING)
 
 
 def _is(pid: int, descriptor: str, inode: int, name: str, mode: int) -> bool:

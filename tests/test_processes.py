@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from consulfs.processes import has_open, is_to_end
+from consulfs.processes import Heed, has_open, is_to_end
 
 
 @pytest.fixture
@@ -33,22 +33,23 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    ("number", "ends", "kills"),
+    ("number", "ends", "kills", "ends_a_lock"),
     [
-        (None, False, False),
-        (signal.SIGCHLD, False, False),
-        (signal.SIGWINCH, False, False),
-        (signal.SIGUSR1, False, False),
-        (signal.SIGINT, True, False),
-        (signal.SIGTERM, True, True),
-        (signal.SIGALRM, True, True),
+        (None, False, False, False),
+        (signal.SIGCHLD, False, False, False),
+        (signal.SIGWINCH, False, False, False),
+        (signal.SIGUSR1, False, False, True),
+        (signal.SIGINT, True, False, True),
+        (signal.SIGTERM, True, True, True),
+        (signal.SIGALRM, True, True, True),
     ],
 )
-def test_which_signals_end_a_program(stopped, number, ends, kills):
+def test_which_signals_end_an_operation(stopped, number, ends, kills, ends_a_lock):
     if number:
         stopped.send_signal(number)
     assert is_to_end(stopped.pid) is ends
-    assert is_to_end(stopped.pid, fatal=True) is kills
+    assert is_to_end(stopped.pid, Heed.FATAL) is kills
+    assert is_to_end(stopped.pid, Heed.CAUGHT) is ends_a_lock
 
 
 def test_what_cannot_be_seen_is_taken_for_its_end():

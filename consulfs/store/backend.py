@@ -31,6 +31,7 @@ from consulfs.consulate import (
     ServerError,
     StaleIndex,
 )
+from consulfs.consulate.api.records import travels_in_url
 from consulfs.consulate.api.txn import Operation
 from consulfs.errors import OutOfTime
 from consulfs.store.patience import Patience
@@ -47,6 +48,9 @@ RIGHTS_LIFETIME = 30.0
 
 WRITE_SHARE = 0.75
 """The part of an operation's time that a write may wait for its answer."""
+
+WATCH_GRACE = 5.0
+"""Seconds beyond the time that a blocking query was to wait, after which its answer does not come any more."""
 
 IMPOSSIBLE_INDEX = (1 << 63) - 1
 """A ModifyIndex that no key has: a compare-and-set with it tells the rights and changes nothing."""
@@ -94,8 +98,9 @@ class Backend:
 
     # -- reads -----------------------------------------------------------------------------------------------
 
-    def read(self, key: str) -> Optional[Record]:
-        return self._read(lambda left: self._consul.kv.read(key, timeout=left))
+    def read(self, key: str, consistent: bool = False) -> Optional[Record]:
+        mode = "consistent" if consistent else "default"
+        return self._read(lambda left: self._consul.kv.read(key, consistency=mode, timeout=left))
 
     def read_many(self, keys: Sequence[str]) -> dict[str, Record]:
         """Up to `BATCH` records in one request; what is missing or hidden is left out."""
@@ -109,16 +114,31 @@ class Backend:
         """Every record below a prefix."""
         return self._read(lambda left: self._consul.kv.tree(prefix, timeout=left))
 
+    def watch(self, key: str, index: int, seconds: float) -> bool:
+        """Wait until a key has another ModifyIndex than this, or for so long; False where Consul cannot wait for it.
+
+        It is asked once: whoever waits looks afterwards.
+        """
+        if not travels_in_url(key):
+            return False
+        try:
+            self._consul.kv.read(key, index=index, wait=f"{seconds:g}s", timeout=WATCH_GRACE)
+        except ValueError:  # a key that only transactions carry
+            return False
+        return True
+
     # -- writes ----------------------------------------------------------------------------------------------
 
-    def store(self, key: str, value: bytes, flags: int, index: int) -> Record:
+    def store(self, key: str, value: bytes, flags: int, index: int, session: Optional[str] = None) -> Record:
         """Set a key that still has ModifyIndex `index` (0: that does not exist).
 
-        :raises StaleIndex: it has another
+        :param session: only while this one holds the key's lock
+        :raises StaleIndex: it has another, or another session
         :raises Uncertain: it may have been stored
         """
+        limit = self.txn_limit
         return self._write(
-            lambda left: self._consul.kv.store(key, value, flags, index, timeout=left, txn_limit=self.txn_limit)
+            lambda left: self._consul.kv.store(key, value, flags, index, session, timeout=left, txn_limit=limit)
         )
 
     def transaction(self, operations: Sequence[Operation], body: Optional[bytes] = None) -> list[dict[str, Any]]:
@@ -143,6 +163,35 @@ class Backend:
                 if applied():
                     return
                 self._patience.sleep(0.05)
+
+    # -- sessions --------------------------------------------------------------------------------------------
+
+    def create_session(self, name: str, behavior: str, ttl: float, delay: float) -> str:
+        """A session that lasts as long as it is renewed: no health check ends it, so that one that flaps frees no lock.
+
+        :raises Uncertain: it may have been made
+        """
+        return self._write(
+            lambda left: self._consul.session.create(
+                name, behavior, delay=f"{delay:g}s", ttl=f"{ttl:g}s", node_checks=(), timeout=left
+            )
+        )
+
+    def renew_session(self, session: str) -> None:
+        """:raises UnknownSession: the server that was asked knows of none"""
+        self._read(lambda left: self._consul.session.renew(session, timeout=left))
+
+    def session(self, session: str) -> Optional[dict[str, Any]]:
+        """A session as a majority of the servers has it, or None where there is none."""
+        return self._read(lambda left: self._consul.session.info(session, consistency="consistent", timeout=left))
+
+    def sessions_named(self, name: str) -> list[str]:
+        """The sessions of this name, as a majority of the servers has them."""
+        found = self._read(lambda left: self._consul.session.list(consistency="consistent", timeout=left))
+        return [each["ID"] for each in found if each.get("Name") == name]
+
+    def destroy_session(self, session: str) -> None:
+        self._read(lambda left: self._consul.session.destroy(session, timeout=left))
 
     # -- rights ----------------------------------------------------------------------------------------------
 

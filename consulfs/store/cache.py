@@ -1,7 +1,7 @@
 """What was read from Consul not long ago: records by key, and the names of directories.
 
 An entry lives for a second, and this mount's own writes go through at once. Whoever knows better than a clock (a
-watch) can drive it: `put`, `forget` and `forget_below` are all it needs.
+watch) can drive it: `put`, `forget` and `forget_below` are all it needs. A lock that was taken makes all of it old.
 
 A reply that was under way while this mount changed the same key is older than the change and must not replace it:
 a reader takes a `ticket` before it asks, and what it puts under a ticket from before a change is dropped.
@@ -180,6 +180,14 @@ class Cache:
             for key in [key for key in self._listings if key.startswith(prefix)]:
                 self._listings.pop(key, None)
             self._listings.pop(above(prefix)[0], None)
+
+    def forget_all(self) -> None:
+        """Nothing that was read before now, or is being read, may be taken as true."""
+        with self._lock:
+            self._clock += 1
+            self._changed_before = self._clock
+            self._records.clear()
+            self._listings.clear()
 
     def _keep(self, key: str, known: Known) -> None:
         self._records.pop(key, None)

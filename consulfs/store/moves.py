@@ -21,6 +21,7 @@ from consulfs.store.backend import BATCH, Backend, Uncertain
 from consulfs.store.cache import lineage
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
+from consulfs.store.locks import Locks
 from consulfs.store.node import Node, Plan, Rename
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
@@ -41,6 +42,7 @@ class Moves:
         backend: Backend,
         records: Records,
         files: OpenFiles,
+        locks: Locks,
         patience: Patience,
         times: Times,
         inodes: Inodes,
@@ -49,6 +51,7 @@ class Moves:
         self._backend = backend
         self._records = records
         self._files = files
+        self._locks = locks
         self._patience = patience
         self._times = times
         self._inodes = inodes
@@ -65,6 +68,7 @@ class Moves:
             node = self._files.find(key)
             if node is not None:
                 self._files.abandon(node)
+            self._locks.removed(key)
             self._records.cache.removed(key)
             self._times.forget(key)
 
@@ -154,6 +158,7 @@ class Moves:
         while True:
             if source is None and not never_stored:
                 raise OSError(errno.ENOENT, "deleted by another host")
+            _check_not_locked(source)
             value, flags = source.value if source else b"", source.flags if source else 0
             if plan is not None:
                 value = bytes(edits.replay(value, plan.edits))
@@ -235,7 +240,10 @@ class Moves:
             move = _TreeMove(old, new, self._records.fresh(new))
             moved: list[str] = []
             try:
-                for batch in self._batches(self._backend.tree(old), move):
+                records = self._backend.tree(old)
+                for record in records:
+                    _check_not_locked(record)
+                for batch in self._batches(records, move):
                     with self._patience.steadfast():
                         self._move_batch(batch, move)
                     moved += [record.key for record in batch]
@@ -364,6 +372,12 @@ def _steps(rename: Rename) -> list[Operation]:
         return [operation("check-not-exists", rename.old), arrive]
     check = operation("check-index", rename.old, index=rename.source_index)
     return [check, arrive, operation("delete", rename.old)]
+
+
+def _check_not_locked(record: Optional[Record]) -> None:
+    """A lock belongs to the key: under its new name a file would be locked no more, and nobody would be told."""
+    if record is not None and record.session is not None:
+        raise OSError(errno.EBUSY, f"{record.key!r} is locked by session {record.session}")
 
 
 def _index(record: Optional[Record]) -> Optional[int]:

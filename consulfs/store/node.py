@@ -71,6 +71,7 @@ class Plan:
     creation: Optional[Creation]
     doubts: list[Doubt]
     flags: Optional[int] = None
+    session: Optional[str] = None  # to be stored only while this one holds the key
 
     def flags_on(self, base: Optional[Record]) -> int:
         """The flags to store: those that were set, else those that stand, else those that the name had."""
@@ -134,6 +135,10 @@ class Node:
         if self.creation is not None and self.creation.owner == owner:
             self.creation = None
         self.content = edits.replay(self.base.value if self.base else b"", self.in_flight + self.pending)
+
+    def readmit(self, owner: int) -> None:
+        """What a handle does from now on is to be stored again."""
+        self.failed.discard(owner)
 
     def adopt(self, record: Record) -> None:
         """A newer record was read, and nothing is unsaved: go on from there."""

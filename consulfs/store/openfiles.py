@@ -19,7 +19,7 @@ from typing import Optional
 from cachetools import TTLCache
 
 from consulfs.consulate import ConsulateException, Record, StaleIndex
-from consulfs.errors import Interrupted, OutOfTime
+from consulfs.errors import Interrupted, LockLost, OutOfTime
 from consulfs.processes import has_open
 from consulfs.store import edits
 from consulfs.store.backend import Backend, Uncertain
@@ -29,6 +29,7 @@ from consulfs.store.node import NO_OWNER, Creation, Node, Plan, Rename
 from consulfs.store.patience import Patience
 from consulfs.store.publish import Moved, Publisher
 from consulfs.store.records import Records
+from consulfs.store.tenure import Tenure
 from consulfs.store.times import Times
 from consulfs.store.turns import Turns
 
@@ -44,7 +45,8 @@ class Handle:
 
     :ivar opener: the process that opened it
     :ivar mode: the flags that it was opened with
-    :ivar failed: the errno that every later write and close of it gets; after EFBIG nothing of it is stored
+    :ivar failed: the errno that every later write and close of it gets; nothing of it is stored any more
+    :ivar fence: the lock that was taken through it: what it writes is stored only while that is held
     """
 
     number: int
@@ -52,11 +54,20 @@ class Handle:
     opener: int
     mode: int
     failed: int = 0
+    fence: Optional[Tenure] = None
 
     def check(self) -> None:
         """Raise what failed on it before."""
+        if self.failed == errno.EIO:
+            raise LockLost
         if self.failed:
             raise OSError(self.failed, os.strerror(self.failed))
+
+    def check_fence(self) -> None:
+        """Raise what failed on it before; what is done after its lock was lost is such a failure."""
+        if self.fence is not None and self.fence.lost:
+            self.failed = self.failed or errno.EIO
+        self.check()
 
 
 class OpenFiles:
@@ -125,7 +136,8 @@ class OpenFiles:
                 self._times.touch(key)
         return handle
 
-    def _detach(self, handle: Handle) -> None:
+    def detach(self, handle: Handle) -> None:
+        """Forget a handle, and the node with its last one."""
         with self._lock:
             self._handles.pop(handle.number, None)
             node = handle.node
@@ -248,7 +260,7 @@ class OpenFiles:
         finally:
             self._flags.chosen(key)
             self._touch(node)
-            self._detach(handle)
+            self.detach(handle)
 
     def _touch(self, node: Node) -> None:
         if not node.gone:  # its name may be another file's by now
@@ -256,7 +268,7 @@ class OpenFiles:
 
     def _admit(self, handle: Handle, size: int) -> None:
         """Refuse what would grow the value past the server's limit, and all that this handle did before it."""
-        handle.check()
+        handle.check_fence()
         if size > self._backend.value_limit:
             handle.failed = errno.EFBIG
             handle.node.discard(handle.number)
@@ -272,15 +284,24 @@ class OpenFiles:
             if not node.owes(handle.number):
                 return
             unwritten = edits.only_sizes(node.in_flight + node.pending)
-        if unwritten and self._is_open_elsewhere(handle, caller):
+        if unwritten and self.seen_open(handle, caller) is not False:  # where it cannot be seen, release stores
             return
         self.store(node)
+        handle.check()
 
     def fsync(self, handle: Handle) -> None:
         handle.check()
         self.store(handle.node)
+        handle.check()
 
     def release(self, handle: Handle) -> None:
+        """Store what the handle left, and forget it."""
+        try:
+            self.store_rest(handle)
+        finally:
+            self.detach(handle)
+
+    def store_rest(self, handle: Handle) -> None:
         """The last descriptor is gone: store what came after the last flush (mmap), or what that one left."""
         node = handle.node
         try:
@@ -292,8 +313,6 @@ class OpenFiles:
             _report_loss(node, error)
             with node.state:
                 node.discard(handle.number)
-        finally:
-            self._detach(handle)
 
     def store_all(self) -> None:
         """The mount ends: store whatever is unsaved, as long as Consul takes it."""
@@ -313,13 +332,17 @@ class OpenFiles:
                 return self._store(node)
             except Moved:
                 self._patience.sleep(0.01)
+            except LockLost:  # less what was written under that lock, it is tried again
+                self._lose(node)
 
     def _store(self, node: Node) -> None:
         with self.turn(node):
+            self._refuse_lost(node)
             with node.state:
                 plan = node.plan()
             if plan is None:
                 return
+            plan.session = self._session_of(plan)
             try:
                 record = self._publisher.publish(node, plan, self.in_doubt)
             except BaseException:
@@ -347,10 +370,49 @@ class OpenFiles:
         self._records.cache.stored(record)
         self._times.stored(record.key, (record.value, record.flags), record.modify_index)
 
-    def _is_open_elsewhere(self, handle: Handle, caller: int) -> bool:
-        """Whether the caller or the opener still has the file open; where that cannot be seen, release stores."""
+    def seen_open(self, handle: Handle, pid: int) -> Optional[bool]:
+        """Whether this process or the opener still has the file open; None where that cannot be seen."""
         inode, name = self._inodes.number(handle.node.key), handle.node.key.rsplit("/", 1)[-1]
-        return any(has_open(pid, inode, name, handle.mode) is not False for pid in {caller, handle.opener})
+        seen = {has_open(each, inode, name, handle.mode) for each in {pid, handle.opener}}
+        return True if True in seen else None if None in seen else False
+
+    # -- locks -----------------------------------------------------------------------------------------------
+
+    def restore(self, handle: Handle) -> None:
+        """The program has been told that its lock was lost: what it writes from now on counts again."""
+        with handle.node.state:
+            handle.fence = None
+            if handle.failed == errno.EIO:
+                handle.failed = 0
+                handle.node.readmit(handle.number)
+
+    def _fences(self, node: Node) -> list[Handle]:
+        """The handles of a node that have unsaved edits and a lock."""
+        with self._lock:
+            handles = [self._handles[number] for number in node.handles]
+        with node.state:
+            return [each for each in handles if each.fence is not None and node.owes(each.number)]
+
+    def _session_of(self, plan: Plan) -> Optional[str]:
+        """The session under whose lock one of the plan's edits was made."""
+        owners = {edit.owner for edit in plan.edits}
+        with self._lock:
+            fences = [each.fence for number, each in self._handles.items() if number in owners]
+        return next((fence.session for fence in fences if fence is not None), None)
+
+    def _refuse_lost(self, node: Node) -> None:
+        """What was written under a lock that was lost is not stored: its writer gets EIO."""
+        for handle in self._fences(node):
+            if handle.fence is not None and handle.fence.lost:
+                with node.state:
+                    handle.failed = errno.EIO
+                    node.discard(handle.number)
+
+    def _lose(self, node: Node) -> None:
+        """The servers would not store under a lock: it is another's by now."""
+        for handle in self._fences(node):
+            if handle.fence is not None:
+                handle.fence.lose()
 
     # -- renames and deletes ---------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Callable
+from typing import Callable, Optional
 
 from consulfs.errors import Interrupted, OutOfTime
+from consulfs.processes import Heed
 
 SLICE = 0.04
 """Seconds between two looks at whether the caller was interrupted."""
@@ -18,17 +19,20 @@ class Patience:
     """The deadline of the operation that a thread serves. Thread-local: it needs no lock.
 
     :param timeout: seconds that an operation may take
-    :param interrupted: whether the caller of this thread's operation is to end; with True, whether it must
+    :param interrupted: whether one of such signals waits for the caller of this thread's operation
     """
 
-    def __init__(self, timeout: float, interrupted: Callable[[bool], bool] = lambda fatal: False) -> None:
+    def __init__(self, timeout: float, interrupted: Callable[[Heed], bool] = lambda heed: False) -> None:
         self.timeout = timeout
         self._interrupted = interrupted
         self._local = threading.local()
 
-    def begin(self) -> None:
-        """A new operation starts on this thread."""
-        self._local.deadline = time.monotonic() + self.timeout
+    def begin(self, limit: Optional[float] = None) -> None:
+        """A new operation starts on this thread.
+
+        :param limit: seconds, where it may not take the whole timeout
+        """
+        self._local.deadline = time.monotonic() + min(self.timeout, self.timeout if limit is None else limit)
 
     def remaining(self) -> float:
         """Seconds that are left; a thread that serves no operation has the whole timeout."""
@@ -41,7 +45,8 @@ class Patience:
         :raises Interrupted: the caller was interrupted
         :raises OutOfTime: the operation's time is over
         """
-        if self._interrupted(getattr(self._local, "steadfast", False)):
+        given_up = getattr(self._local, "given_up", None)
+        if self._interrupted(getattr(self._local, "heed", Heed.ENDING)) or (given_up and given_up()):
             raise Interrupted
         if self.remaining() <= 0:
             raise OutOfTime("no answer in time")
@@ -52,12 +57,29 @@ class Patience:
 
         A program that catches SIGINT and tries again would meet its own new name: EEXIST, ENOENT.
         """
-        before = getattr(self._local, "steadfast", False)
-        self._local.steadfast = True
+        before = getattr(self._local, "heed", Heed.ENDING)
+        self._local.heed = Heed.FATAL
         try:
             yield
         finally:
-            self._local.steadfast = before
+            self._local.heed = before
+
+    @contextmanager
+    def until(self, given_up: Callable[[], bool]) -> Iterator[None]:
+        """What runs inside, on a thread that serves no program, is ended when nobody wants it any more."""
+        self._local.given_up = given_up
+        try:
+            yield
+        finally:
+            self._local.given_up = None
+
+    def check_signals(self) -> None:
+        """Called while a program waits for a lock, however long that may be.
+
+        :raises Interrupted: it got a signal that ends flock(2)
+        """
+        if self._interrupted(Heed.CAUGHT):
+            raise Interrupted
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but no longer than the operation may last."""

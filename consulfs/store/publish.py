@@ -6,8 +6,8 @@ import errno
 import random
 from typing import Callable, Optional
 
-from consulfs.consulate import Record, StaleIndex, TooLarge
-from consulfs.errors import Interrupted, OutOfTime
+from consulfs.consulate import Record, StaleIndex, TooLarge, UnknownSession
+from consulfs.errors import Interrupted, LockLost, OutOfTime
 from consulfs.store import edits
 from consulfs.store.backend import Backend, Uncertain
 from consulfs.store.node import Doubt, Node, Plan
@@ -33,6 +33,7 @@ class Publisher:
         :param in_doubt: whether the key may have been renamed without anybody's knowing
         :return: the record as stored; None where the file was deleted or replaced meanwhile
         :raises Moved: the key is gone, and it is in doubt
+        :raises LockLost: the plan's session does not hold the key any more
         """
         base, attempt = plan.base, 0
         try:
@@ -49,9 +50,11 @@ class Publisher:
                     return stored
                 attempt += 1
                 self._patience.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))
-                base = self._records.fresh(plan.key)
+                base = self._records.fresh(plan.key, consistent=plan.session is not None)
                 if base is not None and self._is_done(plan, base):
                     return base
+                if plan.session is not None and (base is None or base.session != plan.session):
+                    raise LockLost
                 if base is None and plan.base is not None and in_doubt(plan.key):
                     raise Moved
                 self._check_meaning(plan, base)
@@ -65,10 +68,10 @@ class Publisher:
         value = bytes(edits.replay(base.value if base else b"", plan.edits))
         flags = plan.flags_on(base)
         try:
-            return self._backend.store(plan.key, value, flags, (base.modify_index or 0) if base else 0)
+            return self._backend.store(plan.key, value, flags, (base.modify_index or 0) if base else 0, plan.session)
         except TooLarge as error:
             raise OSError(errno.EFBIG, str(error)) from error
-        except StaleIndex:
+        except (StaleIndex, UnknownSession):
             return None
         except (Uncertain, Interrupted, OutOfTime) as error:
             plan.doubts.append(Doubt(value, flags, len(plan.edits)))

@@ -61,9 +61,12 @@ class Records:
             known = self._fetch_in_scan(key) or self._fetch(key)
         return None if isinstance(known, Missing) else known
 
-    def fresh(self, key: str) -> Optional[Record]:
-        """A key's record as of now."""
-        known = self._fetch(key)
+    def fresh(self, key: str, consistent: bool = False) -> Optional[Record]:
+        """A key's record as of now.
+
+        :param consistent: as a majority of the servers has it, whoever thinks to be their leader
+        """
+        known = self._fetch(key, consistent)
         return None if isinstance(known, Missing) else known
 
     def listing(self, prefix: str) -> Listing:
@@ -91,11 +94,11 @@ class Records:
         with self._lock:
             self._scans[prefix] = Scan([prefix + name for name in files])
 
-    def _fetch(self, key: str) -> Record | Missing:
+    def _fetch(self, key: str, consistent: bool = False) -> Record | Missing:
         attempts = 0
         while True:
             ticket = self.cache.ticket()
-            record = self._backend.read(key)
+            record = self._backend.read(key, consistent)
             known = MISSING if record is None else record
             attempts += 1
             if self.cache.put(key, known, ticket) or attempts >= ATTEMPTS:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import os
 
+from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.openfiles import OpenFiles
 from consulfs.tree.kv import Directory, Entry, File
 
 FLAGS = "user.consul.flags"
 KEY = "user.consul.key"
+EPHEMERAL = "user.consul.ephemeral"
 
 MAX_FLAGS = (1 << 64) - 1
 
 ABSENT = errno.ENODATA
 
 
-def get(entry: Entry, name: str) -> bytes:
+def get(entry: Entry, name: str, ephemeral: Ephemeral) -> bytes:
     """The value of an attribute; ENODATA where there is none."""
     if isinstance(entry, Directory):
         if name == KEY:
@@ -27,7 +29,10 @@ def get(entry: Entry, name: str) -> bytes:
         return entry.key.encode()
     if name == FLAGS:
         return str(flags_of(entry)).encode()
-    if record is not None:
+    if name == EPHEMERAL:
+        if record is not None and ephemeral.is_tied(record):
+            return b"1"
+    elif record is not None:
         numbers = {
             "user.consul.modify_index": record.modify_index,
             "user.consul.create_index": record.create_index,
@@ -63,21 +68,54 @@ def parse_flags(text: bytes) -> int:
     return int(stripped)
 
 
-def set(entry: Entry, name: str, value: bytes, options: int, files: OpenFiles, opener: int) -> None:
-    """Set the flags; nothing else can be set.
+def set(
+    entry: Entry, name: str, value: bytes, options: int, files: OpenFiles, ephemeral: Ephemeral, opener: int
+) -> None:
+    """Set the flags, or tie the key to this mount; nothing else can be set.
 
     :param options: of setxattr(2); every file has flags, so XATTR_CREATE is EEXIST
     """
-    if isinstance(entry, Directory) or name != FLAGS:
+    if isinstance(entry, Directory) or name not in (FLAGS, EPHEMERAL):
         raise OSError(errno.ENOTSUP, "Consul has no place for this attribute")
+    if name == EPHEMERAL:
+        _set_ephemeral(entry, value, options, files, ephemeral, opener)
+    else:
+        _set_flags(entry, value, options, files, opener)
+
+
+def remove(entry: Entry, name: str, files: OpenFiles, ephemeral: Ephemeral, opener: int) -> None:
+    """Removing the flags sets them to 0; a key that is not ephemeral any more stays."""
+    if isinstance(entry, Directory) or name not in (FLAGS, EPHEMERAL):
+        raise OSError(ABSENT, "no such attribute")
+    if name == FLAGS:
+        files.set_flags(entry.key, 0, opener)
+    elif not ephemeral.untie(entry.key):
+        raise OSError(ABSENT, "it is not ephemeral")
+
+
+def _set_flags(file: File, value: bytes, options: int, files: OpenFiles, opener: int) -> None:
     flags = parse_flags(value)
     if options & os.XATTR_CREATE:
         raise OSError(errno.EEXIST, "every file has flags")
-    files.set_flags(entry.key, flags, opener)
+    files.set_flags(file.key, flags, opener)
 
 
-def remove(entry: Entry, name: str, files: OpenFiles, opener: int) -> None:
-    """Removing the flags sets them to 0."""
-    if isinstance(entry, Directory) or name != FLAGS:
-        raise OSError(ABSENT, "no such attribute")
-    files.set_flags(entry.key, 0, opener)
+def _set_ephemeral(file: File, value: bytes, options: int, files: OpenFiles, ephemeral: Ephemeral, opener: int) -> None:
+    text = value.rstrip(b"\0\n").strip()
+    if text not in (b"0", b"1"):
+        raise OSError(errno.EINVAL, "1: the key lives as long as this mount; 0: it stays")
+    handle = files.open(file.key, os.O_RDONLY, opener)  # the key does not move or end unseen meanwhile
+    try:
+        files.store(handle.node)
+        if options:
+            tied = file.record is not None and ephemeral.is_tied(file.record)
+            if tied and options & os.XATTR_CREATE:
+                raise OSError(errno.EEXIST, "it is ephemeral already")
+            if not tied and options & os.XATTR_REPLACE:
+                raise OSError(ABSENT, "it is not ephemeral")
+        if text == b"1":
+            ephemeral.tie(file.key)
+        else:
+            ephemeral.untie(file.key)
+    finally:
+        files.release(handle)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CAS_ATTEMPTS = 32
 
 # How Consul 1.8 ends its words where a lock is refused (agent/consul/state/txn.go); a key's name stands before them.
-_NOT_NOW = ("lock is already held", "due to lock delay")
+NOT_NOW = ("lock is already held", "due to lock delay")
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class KV(Records):
             try:
                 stored = self._exchange("lock", old, new, session)
             except TransactionFailed as error:
-                if any(what.endswith(_NOT_NOW) for _, what in error.errors):
+                if any(what.endswith(NOT_NOW) for _, what in error.errors):
                     return False
                 raise
             note(Taken(session, old, stored))

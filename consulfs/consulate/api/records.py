@@ -121,24 +121,32 @@ class Records(Endpoint):
         value: bytes,
         flags: int,
         index: int,
+        session: Optional[str] = None,
         timeout: Optional[float] = None,
         txn_limit: int = TXN_BODY_LIMIT,
     ) -> Record:
         """Set value and flags where the key still has ModifyIndex `index` (0: where it does not exist).
 
+        :param session: and only while this session holds the key's lock. A plain PUT checks that alone: it takes the
+            place of what somebody wrote who did not ask for the lock.
         :param txn_limit: the bytes that the server takes as a transaction's body; over it a plain PUT is used
         :return: the record as it is now; its modify_index is None after a plain PUT, which answers without one
-        :raises StaleIndex: the key has another index
+        :raises StaleIndex: the key has another index, or the session does not hold it
         :raises TooLarge: the value is over the server's limit, or over `txn_limit` under an odd key
         """
         operations = [operation("cas", key, value, flags, index)]
+        if session is not None:
+            operations.insert(0, operation("check-session", key, session=session))
         body = encode(operations)
         if len(body) <= txn_limit:
             stored = self.txn.execute(operations, body, timeout=timeout)
-            if len(stored) != 1:
-                raise BadAnswer(f"PUT /v1/txn: wanted the record of {key!r} alone, not {len(stored)}")
-            return record_of(stored[0], value)
+            if len(stored) != len(operations):
+                raise BadAnswer(f"PUT /v1/txn: wanted {len(operations)} records of {key!r}, not {len(stored)}")
+            return record_of(stored[-1], value)
         params: Params = {"cas": index, "flags": flags}
+        if session is not None:  # Consul takes one of the two; and a session that had lost the key would take it again
+            self.txn.execute(operations[:1], timeout=timeout)
+            params = {"acquire": session, "flags": flags}
         answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
         if answer is None:
             raise TooLarge(f"{key!r} can be stored by transaction only, and its value is too large for one", 413)

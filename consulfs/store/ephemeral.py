@@ -1,0 +1,141 @@
+"""Ephemeral keys: tied to the life of this mount, deleted when it ends or its host dies.
+
+What becomes of a key when its session is lost is the session's choice, not the key's: release or delete. A key has one
+session at a time, and a locked file may not vanish with its lock. So a mount has two sessions, and ephemeral keys are
+locked by the second, whose behavior is delete. While one is flocked on this mount it keeps that session, which shuts
+out every other host just as well; a key that is locked already changes hands in one transaction, both ways.
+
+Owner of `_tied` and `_doubtful`: `Ephemeral._lock`, never held across a request.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+
+from consulfs.consulate import ConsulateException, Record, StaleIndex
+from consulfs.consulate.api.txn import operation
+from consulfs.errors import Interrupted, OutOfTime
+from consulfs.store.backend import Backend, Uncertain
+from consulfs.store.locks import Locks
+from consulfs.store.openfiles import OpenFiles
+from consulfs.store.records import Records
+from consulfs.store.sessionlock import Refused, SessionLock
+from consulfs.store.sessions import KeptSession
+
+log = logging.getLogger(__name__)
+
+
+class Ephemeral:
+    """The keys that are tied to this mount."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        records: Records,
+        files: OpenFiles,
+        locks: Locks,
+        lock: SessionLock,
+        session: KeptSession,
+        locks_session: KeptSession,
+    ) -> None:
+        self._backend = backend
+        self._records = records
+        self._files = files
+        self._locks = locks
+        self._session_lock = lock
+        self._session = session
+        self._locks_session = locks_session
+        self._lock = threading.Lock()
+        self._tied: set[str] = set()
+        self._doubtful: set[str] = set()  # to be tied or untied, and nobody knows: such a key is not to be deleted
+        session.listen(self._lost)
+
+    def is_tied(self, record: Record) -> bool:
+        """Whether a key ends with a mount, this one or another's."""
+        if record.session is None:
+            return False
+        if record.session == self._session.current:
+            return True
+        found = self._backend.session(record.session)
+        return found is not None and found.get("Behavior") == "delete"
+
+    def tie(self, key: str) -> None:
+        """Let a key end with this mount.
+
+        :raises OSError: EBUSY where another has its lock, or its lock-delay runs
+        """
+        session = self._session.get()
+        with self._files.turns.take(key):
+            tenure = self._locks.tenure(key)
+            with self._lock:
+                self._doubtful.add(key)
+            if tenure is not None and not tenure.lost and tenure.session != session:
+                record = self._session_lock.hand_over(key, tenure.session, session)
+                if record is not None:
+                    tenure.session = session
+            else:
+                record = None
+            if record is None:
+                got = self._session_lock.take(key, session, {session})
+                if isinstance(got, Refused):
+                    self._certain(key)
+                    raise OSError(errno.EBUSY, f"locked by session {got.record.session}")
+            self._certain(key, tied=True)
+
+    def untie(self, key: str) -> bool:
+        """Let a key stay; False where it is not tied.
+
+        :raises OSError: EBUSY where it is tied to another mount
+        """
+        with self._files.turns.take(key):
+            record = self._session_lock.holder(key)
+            if record is None or not self.is_tied(record):
+                self._certain(key)
+                return False
+            if record.session is None or record.session != self._session.current:
+                raise OSError(errno.EBUSY, f"tied to another mount, by session {record.session}")
+            with self._lock:
+                self._doubtful.add(key)
+            tenure = self._locks.tenure(key)
+            heir = self._locks_session.get() if tenure is not None else None
+            self._session_lock.hand_over(key, record.session, heir)
+            if tenure is not None and heir is not None:
+                tenure.session = heir
+            self._certain(key)
+            return True
+
+    def _lost(self, session: str) -> None:
+        """The servers have ended the session, and with it the keys."""
+        with self._lock:
+            keys, self._tied = sorted(self._tied), set()
+        if keys:
+            log.error("session %s was lost, and these keys with it: %s", session, ", ".join(map(repr, keys)))
+
+    def end(self) -> None:
+        """The mount ends, and these keys with it."""
+        with self._lock:
+            tied, doubtful = sorted(self._tied - self._doubtful), sorted(self._doubtful)
+        session = self._session.current
+        try:
+            for key in doubtful if session is not None else ():
+                self._session_lock.give(key, session or "")
+            for key in tied if session is not None else ():
+                self._delete(key, session or "")
+        except (ConsulateException, Uncertain, OutOfTime, Interrupted, OSError) as error:
+            log.warning("ephemeral keys stay until the session's TTL ends: %s", error)
+        self._session.end()
+        self._locks_session.end()
+
+    def _delete(self, key: str, session: str) -> None:
+        try:
+            check = operation("check-session", key, session=session)
+            self._backend.transaction([check, operation("delete", key)])
+        except StaleIndex:
+            pass  # somebody has deleted it, and another may stand there
+
+    def _certain(self, key: str, tied: bool = False) -> None:
+        with self._lock:
+            self._doubtful.discard(key)
+            (self._tied.add if tied else self._tied.discard)(key)

@@ -1,0 +1,157 @@
+"""A session of this mount: made when it is first needed, renewed by a thread of its own, ended with the mount.
+
+It is lost only by the servers' word. A local clock would free the locks of a mount that lives, and whose session the
+servers still have: they count a TTL from the last renewal that they saw, wait up to twice as long, and begin anew
+with each leader. What is written under a lock is checked by them anyway.
+
+Owner of everything here: `KeptSession._changed`, never held across a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Callable, Optional
+
+from consulfs.consulate import ConsulateException, UnknownSession
+from consulfs.errors import Interrupted, OutOfTime
+from consulfs.store.backend import Backend, Uncertain
+from consulfs.store.patience import Patience
+
+log = logging.getLogger(__name__)
+
+RENEWALS = 3
+"""Renewals in the time of a TTL."""
+
+PAUSE = 1.0
+"""Seconds until a renewal that failed is tried again."""
+
+
+class KeptSession:
+    """One session at a time.
+
+    :param name: of this session and of no other, so that one whose making was never answered is found again
+    :param behavior: what becomes of its keys when it is lost: "release" or "delete"
+    :param ttl: seconds that it outlives this mount where the host dies; up to twice that, in truth
+    :param delay: seconds for which nobody gets its keys' locks when it is lost
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        patience: Patience,
+        name: str,
+        behavior: str,
+        ttl: float,
+        delay: float,
+    ) -> None:
+        self._backend = backend
+        self._patience = patience
+        self.name = name
+        self._behavior = behavior
+        self._ttl = ttl
+        self._delay = delay
+        self._listeners: list[Callable[[str], None]] = []
+        self._changed = threading.Condition()
+        self._id: Optional[str] = None
+        self._making = False
+        self._keeper: Optional[threading.Thread] = None
+        self._used = False  # a session was asked for, and may be there
+        self._ended = False
+
+    def listen(self, on_lost: Callable[[str], None]) -> None:
+        """Have somebody told the ID of a session that is lost. Before the session is used."""
+        self._listeners.append(on_lost)
+
+    @property
+    def current(self) -> Optional[str]:
+        """The session's ID, where there is one."""
+        return self._id
+
+    def get(self) -> str:
+        """The session's ID; it is made where there is none.
+
+        :raises Forbidden: the token may make none
+        """
+        with self._changed:
+            self._patience.wait(self._changed, lambda: not self._making)
+            if self._id is not None:
+                return self._id
+            self._making = self._used = True
+        made = None
+        try:
+            made = self._make()
+        finally:
+            with self._changed:
+                self._making = False
+                self._id = made
+                self._changed.notify_all()
+                if made is not None and self._keeper is None:
+                    self._keeper = threading.Thread(target=self._keep, name="session", daemon=True)
+                    self._keeper.start()
+        return made
+
+    def check(self, session: str) -> bool:
+        """Whether there is this session still; where there is not, whoever relies on it is told.
+
+        A renewal and a lock look it up in the state that one server has read so far, which after its start may be one
+        of before the session was made: so the leader itself is asked.
+        """
+        if self._backend.session(session) is not None:
+            return True
+        with self._changed:
+            if self._id == session:
+                self._id = None
+        for listener in self._listeners:
+            listener(session)
+        return False
+
+    def end(self) -> None:
+        """Destroy it. Its keys are given back before: those of a session that is destroyed have their lock-delay."""
+        with self._changed:
+            self._ended = True
+            used, session, self._id = self._used, self._id, None
+            self._changed.notify_all()
+        if not used:
+            return
+        try:
+            # Those too whose making was never answered.
+            for each in {session, *self._backend.sessions_named(self.name)} - {None}:
+                self._backend.destroy_session(str(each))
+        except (ConsulateException, OutOfTime, Interrupted) as error:
+            log.warning("session %s stays until its TTL ends: %s", session, error)
+
+    def _make(self) -> str:
+        found: list[str] = []
+        while not found:
+            try:
+                return self._backend.create_session(self.name, self._behavior, self._ttl, self._delay)
+            except Uncertain as error:
+                log.debug("looking whether the session was made: %s", error)
+                found = self._backend.sessions_named(self.name)
+        return found[0]
+
+    def _keep(self) -> None:
+        """The keeper thread: renew until the mount ends."""
+        pause = self._ttl / RENEWALS
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended, pause)
+                session = self._id
+            if self._ended:
+                return
+            pause = self._ttl / RENEWALS
+            if session is None:
+                continue
+            self._patience.begin(self._ttl / RENEWALS)
+            try:
+                self._renew(session)
+            except (ConsulateException, OutOfTime) as error:
+                log.warning("session %s was not renewed: %s", session, error)
+                pause = PAUSE
+
+    def _renew(self, session: str) -> None:
+        try:
+            self._backend.renew_session(session)
+        except UnknownSession:
+            self.check(session)

@@ -1,0 +1,25 @@
+"""This mount's hold on a key in Consul, from the moment when the servers gave it until they have it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+
+@dataclass(eq=False)
+class Tenure:
+    """A key's lock, while one of this mount's sessions has it. Changed in the key's turn only.
+
+    :ivar session: the ID of the session that holds it
+    :ivar lost: the servers have said that it does not hold it any more
+    """
+
+    key: str
+    session: str
+    on_lost: Callable[[Tenure], None]
+    lost: bool = False
+
+    def lose(self) -> None:
+        """Somebody has learnt from the servers that it is lost."""
+        if not self.lost:
+            self.on_lost(self)
