@@ -19,7 +19,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from consulfs.errors import LockLost, errno_of
+from consulfs.errors import Interrupted, Unlogged, errno_of
 from consulfs.filesystem import NOW
 from consulfs.processes import Heed, is_to_end
 from consulfs.store.locktable import END
@@ -163,7 +163,8 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
             return func(*args, **kwargs) or 0
         except Exception as error:
             code = errno_of(error)
-            if not isinstance(error, LockLost) and (not isinstance(error, OSError) or code not in EXPECTED):
+            everyday = isinstance(error, OSError) and code in EXPECTED
+            if not (everyday or isinstance(error, (Interrupted, Unlogged))):
                 path = next((arg for arg in args if isinstance(arg, bytes)), b"")
                 name = func.__name__.replace("_fuse_3", "")
                 known = code not in (errno.EIO,) or isinstance(error, OSError)

@@ -19,8 +19,19 @@ class OutOfTime(Exception):
     """The operation's `timeout=` is over."""
 
 
-class LockLost(OSError):
-    """A lock is no longer held, and what was written under it is not stored. Said in the log when it was lost."""
+class Unlogged(OSError):
+    """A failure that needs no line of its own in the log."""
+
+
+class WouldBlock(Unlogged):
+    """LOCK_NB, and another has the lock."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+
+
+class LockLost(Unlogged):
+    """A lock is no longer held, and what was written under it is not stored. The log says when it was lost."""
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, f"{os.strerror(errno.EIO)}: the lock was lost")

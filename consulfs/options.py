@@ -268,6 +268,8 @@ def _shown(option: Option, default: Any) -> str:
         return f"{default:03o}"
     if option.name == "cache_size":
         return f"{default >> 20}M"
+    if option.argument == "TIME":
+        return f"{default:g}s"
     if isinstance(default, bool):
         return "yes" if default else "no"
     return f"{default:g}" if isinstance(default, float) else str(default)

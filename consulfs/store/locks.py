@@ -22,7 +22,7 @@ import time
 from typing import Callable, Optional
 
 from consulfs.consulate import ClientError, ConsulateException, RateLimited, Record, UnknownSession
-from consulfs.errors import Interrupted, LockLost, OutOfTime
+from consulfs.errors import Interrupted, LockLost, OutOfTime, WouldBlock
 from consulfs.store.backend import Uncertain
 from consulfs.store.locktable import END, Claim, LockOwner, LockTable, deadlocks, first_of
 from consulfs.store.openfiles import Handle, OpenFiles
@@ -148,7 +148,7 @@ class Locks:
         :raises Interrupted: a signal came first
         """
         self._tell_loss(handle, claim.owner)
-        if handle.node.unsaved or handle.node.base is None:
+        if handle.node.unsaved:
             self._files.store(handle.node)  # there is no lock on what is not there
         if handle.node.gone:
             raise OSError(errno.ESTALE, "deleted; there is no key to lock")
@@ -266,10 +266,11 @@ class Locks:
     def _why_not(self, post: Post, claim: Claim, blocking: bool, blockers: list[Claim]) -> Optional[OSError]:
         """Why a claim is not even to wait."""
         if not blocking:
-            return _would_block() if post.barred else None
-        waiting = [(w.claim, p.table.blockers(w.claim)) for p in self._posts.values() for w in p.waiters]
-        if claim.owner.posix and deadlocks(claim, blockers, waiting):
-            return OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
+            return WouldBlock() if post.barred else None
+        if claim.owner.posix and blockers:
+            waiting = [(w.claim, p.table.blockers(w.claim)) for p in self._posts.values() for w in p.waiters]
+            if deadlocks(claim, blockers, waiting):
+                return OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
         if self._waiting >= self._most:
             return OSError(errno.ENOLCK, f"{self._waiting} locks are waited for already")
         return None
@@ -278,10 +279,12 @@ class Locks:
         """Until the claim is granted or refused, or its program has had enough."""
         try:
             limit = time.monotonic() + (0.0 if waiter.blocking else self._grace(waiter))
-            while not waiter.done.wait(self._pause(waiter, limit)):
-                self._patience.check_signals()
+            while True:
                 if not waiter.blocking:
                     self._check_ghosts(post, waiter, limit)
+                if waiter.done.wait(self._pause(waiter, limit)):
+                    break
+                self._patience.check_signals()
         except BaseException as error:
             with self._lock:
                 if waiter in post.waiters:
@@ -298,7 +301,8 @@ class Locks:
         """Seconds until the next look for signals: a thousand waiters look seldom enough to leave the mount alone."""
         if waiter.blocking:
             return min(max(self._waiting * LOOK, SLICE), SLOWEST_LOOK)
-        return min(max(limit - time.monotonic(), 0.001), SLICE)
+        left = limit - time.monotonic()
+        return min(left, SLICE) if left > 0 else SLICE
 
     def _grace(self, waiter: Waiter) -> float:
         """Seconds for which one that does not wait gives those who block it the time to vanish."""
@@ -322,7 +326,7 @@ class Locks:
             if waiter.done.is_set():
                 return
             if time.monotonic() >= limit and post.table.blockers(waiter.claim):
-                raise _would_block()
+                raise WouldBlock
         if self._patience.remaining() <= 0:
             raise post.trouble or OutOfTime("no answer in time")
 
@@ -447,7 +451,7 @@ class Locks:
         """The lock is this mount's. What others wrote while they had it must be seen now, in any file."""
         self._records.cache.forget_all()
         self._records.cache.stored(record)
-        self._adopt(record)
+        self._refresh(record)
         with self._lock:
             post.tenure = Tenure(post.key, record.session or "", self._lose)
             post.passes, post.since = 0, time.monotonic()
@@ -475,7 +479,7 @@ class Locks:
                 tenure.lose()
                 return
             tenure.session = record.session
-            self._adopt(record)
+            self._refresh(record)
             with self._lock:
                 self._let_in(post)
 
@@ -489,18 +493,18 @@ class Locks:
                 record = self._session_lock.give(post.key, tenure.session)
                 post.unsure = None
                 if record is not None:
-                    self._adopt(record)
+                    self._refresh(record)
             with self._lock:
                 post.tenure = None
                 post.changed.notify_all()
         if post.waiters:
             self._patience.sleep(ASIDE * random.uniform(0.5, 1.0))
 
-    def _adopt(self, record: Record) -> None:
+    def _refresh(self, record: Record) -> None:
         node = self._files.find(record.key)
         if node is not None:
             with node.state:
-                node.adopt(record)
+                node.refresh(record)
 
     def _let_in(self, post: Post) -> None:
         """Grant what can be granted, in the order in which it was asked for."""
@@ -516,10 +520,11 @@ class Locks:
     def _refuse_impatient(self, post: Post) -> None:
         """Those who do not wait, and whose turn it is not."""
         for waiter in list(post.waiters):
-            blockers = post.table.blockers(waiter.claim)
-            if not waiter.blocking and (post.barred or any(each not in waiter.ghosts for each in blockers)):
+            if waiter.blocking:
+                continue
+            if post.barred or any(each not in waiter.ghosts for each in post.table.blockers(waiter.claim)):
                 post.waiters.remove(waiter)
-                waiter.settle(_would_block())
+                waiter.settle(WouldBlock())
 
     def _refuse(self, post: Post, error: BaseException) -> None:
         """All who wait."""
@@ -541,12 +546,9 @@ class Locks:
                 self._lost[claim.owner] = claim.handle
             post.tenure = None
             self._drive(post)
+        self._files.refuse_lost(tenure.key)
 
     @property
     def _mine(self) -> set[str]:
         """The sessions of this mount."""
         return {each for each in (self._session.current, self._ephemeral.current) if each is not None}
-
-
-def _would_block() -> OSError:
-    return OSError(errno.EWOULDBLOCK, "another has the lock")

@@ -151,6 +151,18 @@ class Node:
                 self.content = bytearray(record.value)
             self.base = record
 
+    def refresh(self, record: Record) -> None:
+        """A newer record was read under the key's lock: go on from there, with what is unsaved.
+
+        Not while it is unknown what became of something that was sent: that is found out by the record it was sent on.
+        """
+        old = self.base.modify_index if self.base is not None else None
+        newer = old is not None and record.modify_index is not None and record.modify_index > old
+        if newer and self.pending and not (self.gone or self.in_flight or self.doubts or self.creation):
+            self.rebase(record)
+        else:
+            self.adopt(record)
+
     def plan(self) -> Optional[Plan]:
         """Take what is to be stored, or None where there is nothing."""
         if self.gone or not self.dirty:

@@ -400,6 +400,12 @@ class OpenFiles:
             fences = [each.fence for number, each in self._handles.items() if number in owners]
         return next((fence.session for fence in fences if fence is not None), None)
 
+    def refuse_lost(self, key: str) -> None:
+        """A lock was lost: what was written under it is nobody's to see."""
+        node = self.find(key)
+        if node is not None:
+            self._refuse_lost(node)
+
     def _refuse_lost(self, node: Node) -> None:
         """What was written under a lock that was lost is not stored: its writer gets EIO."""
         for handle in self._fences(node):
