@@ -127,3 +127,36 @@ def test_a_truncation_is_an_edit():
     node.change(1, Truncate(0))
     assert node.content == b""
     assert node.owes(1)
+
+
+def test_under_a_lock_unsaved_edits_go_on_from_the_newest_value():
+    node = opened()
+    append(node, 1, b"+one")
+    node.adopt(record(b"newer", 2))
+    assert node.content == b"base+one"
+    node.refresh(record(b"newer", 2))
+    assert (node.content, node.base.modify_index) == (b"newer+one", 2)
+    node.refresh(record(b"older", 1))
+    assert node.content == b"newer+one"
+
+
+def test_but_not_from_a_value_that_may_hold_them_already():
+    for doubt in (True, False):
+        node = opened()
+        append(node, 1, b"+one")
+        plan = node.plan()
+        if doubt:
+            plan.doubts.append(Doubt(b"base+one", 0, 1))
+            node.keep(plan)
+        node.refresh(record(b"base+one", 2))
+        assert (node.content, node.base.modify_index) == (b"base+one", 1)
+
+
+def test_a_handle_whose_edits_were_dropped_may_write_again():
+    node = opened()
+    append(node, 1, b"+one")
+    node.discard(1)
+    node.readmit(1)
+    append(node, 1, b"+two")
+    node.keep(node.plan())
+    assert node.content == b"base+two"

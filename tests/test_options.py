@@ -72,9 +72,18 @@ def test_defaults_options_and_environment():
     assert options.parse([], {"CONSUL_HTTP_SSL_VERIFY": "false"})["verify"] is False
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("10s", 10), ("1m30s", 90), ("24h", 86400)])
+def test_how_long_a_lock_outlives_its_host(text, seconds):
+    assert options.parse([f"lock_ttl={text}"], {})["lock_ttl"] == seconds
+    assert options.parse([], {})["lock_ttl"] == 15
+
+
 @pytest.mark.parametrize(
     "word",
-    ["bogus", "timeout=x", "timeout=0", "timeout", "umask=9", "exclusive=never", "ro=1", "cache_size=1", "uid=-1"],
+    [
+        *("lock_ttl=9", "lock_ttl=25h", "lock_ttl=soon", "lock_delay=61", "lock_delay=-1", "locks=none"),
+        *("bogus", "timeout=x", "timeout=0", "timeout", "umask=9", "exclusive=never", "ro=1", "cache_size=1", "uid=-1"),
+    ],
 )
 def test_bad_options(word):
     with pytest.raises(options.BadOption, match=word.partition("=")[0]):
