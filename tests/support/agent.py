@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -25,15 +27,56 @@ def consul_command() -> str:
     return found
 
 
+class Ports:
+    """Ports that no other process of a test run, nor of another run, is given: of a block that is this process's own.
+
+    A port that was found free and let go could be taken before its agent starts, or where "nobody listens" is tested:
+    by a socket that asked for any port, or by another worker. So these are below the range from which the kernel
+    takes ports for such sockets, and the block is held, as long as the process lives, by an abstract name that only
+    one can bind.
+    """
+
+    FIRST, SIZE = 10_000, 200
+
+    def __init__(self) -> None:
+        ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        last = max(ephemeral, self.FIRST + 50 * self.SIZE)
+        for start in range(self.FIRST, last - self.SIZE + 1, self.SIZE):
+            self.name = socket.socket(socket.AF_UNIX)
+            try:
+                self.name.bind(f"\0consulfs-test-ports-{start}")
+            except OSError:
+                self.name.close()
+            else:
+                self.block = itertools.cycle(range(start, start + self.SIZE))
+                return
+        raise RuntimeError("every block of ports is taken")
+
+    def next(self) -> int:
+        """One that nobody has. None comes again before all others have had their turn."""
+        for port in itertools.islice(self.block, self.SIZE):
+            if self.is_free(port):
+                return port
+        raise RuntimeError("every port of the block is taken")
+
+    @staticmethod
+    def is_free(port: int) -> bool:
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            try:
+                stream.bind(("", port))
+                datagrams.bind(("", port))
+            except OSError:
+                return False
+        return True
+
+
+@functools.cache
+def own_ports() -> Ports:
+    return Ports()
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    return [own_ports().next() for _ in range(count)]
 
 
 def die_with_parent() -> None:
