@@ -304,6 +304,7 @@ if os.fork() == 0:
 signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
 descriptor = libc.open(b"f", os.O_RDONLY)
 print(os.strerror(ctypes.get_errno()) if descriptor < 0 else os.read(descriptor, 10), len(caught) > 0)
+signal.setitimer(signal.ITIMER_REAL, 0)  # an interpreter that ends catches no signals any more
 """
     with Proxy(agent.port) as proxy, Mount(proxy.address) as mount:
         proxy.fault = lambda seen: 0.3 if seen.method == "GET" else None
