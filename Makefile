@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MNT ?= mnt
 DEMO_PORT ?= 8511
+# So many workers, each with its own Consul: tests wait more than they compute. 0 is one process, for a debugger.
+JOBS ?= 4
 
 MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
 TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux
@@ -39,7 +41,7 @@ demo-stop:
 	@tools/demo stop $(VENV) $(MNT) $(DEMO_PORT)
 
 test: $(VENV)/.ready-test
-	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python -m pytest $(TESTS)
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 bench: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py

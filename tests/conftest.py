@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support.agent import Agent
+from support.agent import Agent, die_with_parent
 from support.curl import Curl
 from support.mount import Mount
 from support.proxy import Proxy
@@ -23,9 +25,39 @@ for variable in [name for name in os.environ if name.startswith("CONSUL_")]:
     del os.environ[variable]
 
 
+workers: list[Any] = []
+"""Of the process that hands out the tests, where several run them."""
+
+
+def interrupt(*_: object) -> None:
+    """An interrupted or ended run unwinds like a failed one, so that no mount and no agent is left."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A worker may get both, from the terminal and from its controller: the second must not end the unwinding.
+        signal.signal(number, lambda *_: None)
+    raise KeyboardInterrupt
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    # An interrupted or ended run unwinds like a failed one, so that no mount and no agent is left.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    if hasattr(config, "workerinput"):
+        die_with_parent()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodeready(node: Any) -> None:
+    workers.append(node)
+
+
+def pytest_keyboard_interrupt() -> None:
+    # They would be told to end after their test, and be killed ten seconds later. A mount whose Consul is gone may
+    # take longer to unwind.
+    for each in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each.gateway._io.popen.pid, signal.SIGTERM)
+    for each in workers:
+        with contextlib.suppress(each.channel.RemoteError, each.channel.TimeoutError, EOFError):
+            each.channel.waitclose(60)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

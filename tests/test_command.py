@@ -12,6 +12,7 @@ import pytest
 from support.agent import Agent, consul_command, free_ports
 from support.curl import Curl
 from support.mount import COMMAND, Mount
+from support.waiting import until
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -315,28 +316,30 @@ def test_the_demo(folder):
     folder.mkdir()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_test_run_leaves_nothing(tmp_path, number):
+def test_an_interrupted_test_run_leaves_nothing(tmp_path, number, workers):
+    seen = tmp_path / "seen"  # not printed: what a worker prints is shown when its test has ended
     (tmp_path / "test_it.py").write_text(
-        "import time\n"
+        "import os, time\n"
         "def test_it(mnt, curl):\n"
         "    open(mnt.path / 'f', 'w').close()\n"
-        "    print('PIDS', mnt.process.pid, mnt.path, flush=True)\n"
+        f"    open('{seen}.new', 'w').write(f'{{mnt.process.pid}} {{mnt.path}}')\n"
+        f"    os.rename('{seen}.new', '{seen}')\n"
         "    time.sleep(100)\n"
     )
     (tmp_path / "conftest.py").symlink_to(TOP / "tests/conftest.py")
     (tmp_path / "support").symlink_to(TOP / "tests/support")
+    options = ["-n", str(workers), "-p", "no:cacheprovider", "--rootdir", tmp_path]
     inner = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
+        [sys.executable, "-m", "pytest", *options, tmp_path],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(TOP / "tests"), "TMPDIR": str(tmp_path)},
     )
-    for line in inner.stdout:
-        if "PIDS" in line:
-            _, pid, path = line[line.index("PIDS") :].split()
-            break
+    until(seen.exists)
+    pid, path = seen.read_text().split()
     agents = subprocess.run(["pgrep", "-f", f"consul agent.*{tmp_path}"], capture_output=True, text=True).stdout.split()
     assert len(agents) == 1
     inner.send_signal(number)
@@ -347,7 +350,7 @@ def test_an_interrupted_test_run_leaves_nothing(tmp_path, number):
     assert not Path(f"/proc/{pid}").exists()
     assert not Path(f"/proc/{agents[0]}").exists()
     assert path not in Path("/proc/mounts").read_text()
-    if number != signal.SIGKILL:
+    if workers or number != signal.SIGKILL:
         assert [each.name for each in tmp_path.iterdir() if each.name.startswith("consulfs-")] == []
 
 
