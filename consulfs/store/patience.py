@@ -66,7 +66,11 @@ class Patience:
 
     @contextmanager
     def until(self, given_up: Callable[[], bool]) -> Iterator[None]:
-        """What runs inside, on a thread that serves no program, is ended when nobody wants it any more."""
+        """What runs inside, on a thread that serves no program, is ended when nobody wants it any more.
+
+        It has no deadline: a blocking query waits longer than an operation may.
+        """
+        self._local.deadline = 0.0
         self._local.given_up = given_up
         try:
             yield

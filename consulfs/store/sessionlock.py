@@ -120,7 +120,6 @@ class SessionLock:
         """
         with self._patience.until(given_up):
             seconds = GLANCE if record.session is None else WAIT
-            self._patience.begin(seconds * 2)
             if record.modify_index is not None and self._room.acquire(blocking=False):
                 try:
                     if self._backend.watch(record.key, record.modify_index, seconds):
