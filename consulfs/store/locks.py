@@ -487,6 +487,7 @@ class Locks:
         with self._files.turns.take(post.key):
             tenure = post.tenure
             if tenure is None or post.removed:
+                post.unsure = None  # the session is lost, and a late unlock of it does nothing
                 return
             if tenure.session != self._ephemeral.current:  # a key that is tied stays its own
                 post.unsure = self._give
