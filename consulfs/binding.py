@@ -169,6 +169,10 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
                 name = func.__name__.replace("_fuse_3", "")
                 known = code not in (errno.EIO,) or isinstance(error, OSError)
                 log.warning("%s %r: %s: %s", name, _name(path), os.strerror(code), error, exc_info=not known)
+            if code == errno.EINTR and not _fuse.fuse_interrupted():
+                # The mount ends. The kernel has flock(2) begin anew after EINTR, which needs a signal: where there
+                # was none, programs got errno 512, which no header knows (measured on Linux 6.18).
+                return -errno.ENOTCONN
             return -code
         finally:
             _thread.in_request = False

@@ -8,7 +8,7 @@ import random
 from fcntl import F_GETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
-from support.locker import OFD_GETLK, OFD_SETLK, Locker
+from support.locker import OFD_GETLK, OFD_SETLK, Locker, errno_of
 from support.mount import Mount
 from support.waiting import until
 
@@ -55,15 +55,6 @@ def placed(mount, curl, key, value=b"", flags=0, name=None):
 def holder(curl, key):
     record = curl.record(key)
     return record and record.get("Session")
-
-
-def errno_of(call, *arguments):
-    """What a call fails with; 0 where it does not."""
-    try:
-        call(*arguments)
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 EX_NB, SH_NB = LOCK_EX | LOCK_NB, LOCK_SH | LOCK_NB

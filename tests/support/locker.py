@@ -18,7 +18,7 @@ FLOCK = struct.Struct("hhqqi4x")
 
 LIMIT = 60
 
-OFD_GETLK, OFD_SETLK, OFD_SETLKW = 36, 37, 38
+OFD_GETLK, OFD_SETLK = 36, 37
 
 
 class Locker:
@@ -154,6 +154,15 @@ class Files:
             except OSError as error:
                 answer = {"errno": error.errno}
             print(json.dumps(answer), flush=True)
+
+
+def errno_of(call, *arguments):
+    """What a call fails with; 0 where it does not."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno
+    return 0
 
 
 if __name__ == "__main__":
