@@ -313,6 +313,9 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def lock(self, path: Optional[bytes], info: Any, command: int, lock: Any) -> None:
         fields, wanted = info.contents, lock.contents
+        if fields.flush:  # libfuse unlocks at each close
+            self._fs.unlock_closed(fields.fh, fields.lock_owner)
+            return
         kind = {fcntl.F_WRLCK: True, fcntl.F_RDLCK: False}.get(wanted.l_type)
         start, end = wanted.l_start, wanted.l_start + wanted.l_len - 1 if wanted.l_len else END
         if command != fcntl.F_GETLK:

@@ -251,6 +251,10 @@ class Filesystem:
         """
         self._lock(self._files.handle(fh), LockOwner(True, owner), exclusive, start, end, wait, pid)
 
+    def unlock_closed(self, fh: int, owner: int) -> None:
+        """A process has closed a descriptor of a file: none of its fcntl locks on it is left (fcntl(2))."""
+        self._locks.release(self._files.handle(fh), LockOwner(True, owner), closing=True)
+
     def getlk(self, fh: int, owner: int, exclusive: bool, start: int, end: int) -> Optional[Claim]:
         """The lock that would keep a range from being locked: F_GETLK."""
         handle = self._files.handle(fh)

@@ -290,14 +290,17 @@ def test_with_the_right_to_lock_some_keys(guarded):
     admin.delete_all()
     admin.put("open/f", b"value", flags=5)
     admin.put("closed", b"value")
-    with Mount(guarded.address, f"token={token(admin, SOME + SESSIONS)},timeout=20") as mount:
-        with open(mount.path / "closed") as closed, open(mount.path / "open/f", "r+") as file:
-            assert errno_of(fcntl.flock, closed, LOCK_SH) == errno.EACCES
-            fcntl.flock(file, LOCK_EX)
-            assert holder(admin, "open/f")
-            file.write("VALUE")
-            file.flush()
-            fcntl.flock(file, LOCK_UN)
+    with (
+        Mount(guarded.address, f"token={token(admin, SOME + SESSIONS)},timeout=20") as mount,
+        open(mount.path / "closed") as closed,
+        open(mount.path / "open/f", "r+") as file,
+    ):
+        assert errno_of(fcntl.flock, closed, LOCK_SH) == errno.EACCES
+        fcntl.flock(file, LOCK_EX)
+        assert holder(admin, "open/f")
+        file.write("VALUE")
+        file.flush()
+        fcntl.flock(file, LOCK_UN)
     assert (admin.get("open/f"), admin.flags("open/f"), holder(admin, "open/f")) == (b"VALUE", 5, None)
 
 

@@ -156,9 +156,11 @@ class Locks:
         if entered is not None:
             self._await(*entered)
 
-    def release(self, handle: Handle, owner: LockOwner, start: int = 0, end: int = END) -> None:
+    def release(self, handle: Handle, owner: LockOwner, start: int = 0, end: int = END, closing: bool = False) -> None:
         """Unlock. What was written is stored first, so that whoever locks next sees it.
 
+        :param closing: a process closes a descriptor, or ends: no lock stays then because something cannot be stored.
+            That stays fenced, and is stored only as long as this mount holds the key.
         :raises LockLost: it was lost meanwhile
         """
         self._tell_loss(handle, owner)
@@ -166,10 +168,17 @@ class Locks:
             post = self._posts.get(handle.node.key)
             if post is None or not post.table.holds(owner):
                 return  # every close(2) comes here (measured), and costs nothing
-        self._files.store(handle.node)
+        fence = None
+        try:
+            self._files.store(handle.node)
+        except (OSError, ConsulateException, Uncertain, OutOfTime, Interrupted):
+            if not closing:  # else close(2) itself has told it
+                raise
+            fence = handle.fence
         with self._lock:
             post.table.drop(owner, start, end)
             self._left(post, handle)
+            handle.fence = handle.fence or fence
             self._await_return(post)
 
     def closed(self, handle: Handle) -> None:

@@ -22,11 +22,19 @@ OFD_GETLK, OFD_SETLK = 36, 37
 
 
 class Locker:
-    """A child process with numbered descriptors. A call that fails raises the child's OSError."""
+    """A child process with numbered descriptors. A call that fails raises the child's OSError.
 
-    def __init__(self) -> None:
+    :param inherited: a descriptor of this process that it has as its number 1
+    """
+
+    def __init__(self, inherited: int | None = None) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-S", "-E", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, "-S", "-E", __file__, *([] if inherited is None else [str(inherited)])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            pass_fds=[] if inherited is None else [inherited],
         )
         self.pid = self.child.pid
 
@@ -82,8 +90,8 @@ class Locker:
 class Files:
     """What runs in the child. Numbers name descriptors, so that a descriptor's own number may be any."""
 
-    def __init__(self) -> None:
-        self.open_files: dict[str, int] = {}
+    def __init__(self, *inherited: str) -> None:
+        self.open_files = dict(zip("1", map(int, inherited)))
 
     def open(self, name, path, flags=os.O_RDWR):
         self.open_files[str(name)] = os.open(path, flags)
@@ -131,21 +139,6 @@ class Files:
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def fork(self):
-        """A second process with the same descriptors, which sleeps until it is killed; its number."""
-        pid = os.fork()
-        if pid == 0:
-            parent = os.getppid()
-            sys.stdin.close()
-            while os.getppid() == parent:
-                time.sleep(0.05)
-            os._exit(0)
-        return pid
-
-    def reap(self, pid):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
     def serve(self):
         for line in sys.stdin:
             name, *arguments = json.loads(line)
@@ -166,4 +159,4 @@ def errno_of(call, *arguments):
 
 
 if __name__ == "__main__":
-    Files().serve()
+    Files(*sys.argv[1:]).serve()

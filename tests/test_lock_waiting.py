@@ -1,0 +1,249 @@
+"""Waiting for a lock: signals, what it costs, and a thousand who wait at once."""
+
+import contextlib
+import errno
+import os
+import signal
+import statistics
+import subprocess
+import time
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
+from pathlib import Path
+
+import pytest
+from support.locker import Locker, errno_of
+from support.mount import Mount
+from support.waiting import until
+
+EX_NB = LOCK_EX | LOCK_NB
+
+WAITERS = 1000
+
+
+def holder(curl, key):
+    return curl.record(key).get("Session")
+
+
+@pytest.fixture
+def path(mnt, curl):
+    curl.put("f", b"value")
+    return mnt.path / "f"
+
+
+@pytest.fixture
+def lockers(path):
+    """Four processes that have the file open as number 1; the first has locked it."""
+    with contextlib.ExitStack() as stack:
+        lockers = [stack.enter_context(Locker()) for _ in range(4)]
+        for each in lockers:
+            each("open", 1, path)
+        lockers[0]("flock", 1, LOCK_EX)
+        yield lockers
+
+
+# -- signals ---------------------------------------------------------------------------------------------
+
+
+def test_flock_waits_no_longer_than_it_is_told(lockers, mnt, curl):
+    assert mnt.sh("flock -w 0.5 f true").returncode == 1
+    assert mnt.sh("flock -n f true").returncode == 1
+    lockers[0]("flock", 1, LOCK_UN)
+    mnt.ok("flock -w 30 f true")
+    assert holder(curl, "f") is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("call", ["flock", "lockf"])
+def test_a_signal_ends_a_waiter_and_the_others_get_their_turn(lockers, curl, call, number):
+    one, two, three, four = lockers
+    one(call, 1, LOCK_EX)
+    for each in (two, three, four):
+        each.begin_wait(call, 1, LOCK_EX)
+    two.kill(number)
+    assert not three.has_ended(0.1)
+    one("close", 1)
+    three.end()
+    assert not four.has_ended(0.1)
+    three(call, 1, LOCK_UN)
+    four.end()
+    four(call, 1, LOCK_UN)
+    assert holder(curl, "f") is None
+
+
+def test_a_handler_that_raises_ends_the_wait_and_one_that_does_not_goes_on(lockers):
+    one, two, three, _ = lockers
+    two("alarm", 0.3)
+    two.begin("flock", 1, LOCK_EX)
+    assert errno_of(two.end) == errno.EINTR
+    three("alarm", 0.3, False)
+    three.begin_wait("flock", 1, LOCK_EX)
+    assert not three.has_ended(0.6)
+    assert errno_of(two, "flock", 1, EX_NB) == errno.EWOULDBLOCK
+    one("flock", 1, LOCK_UN)
+    three.end()
+    assert errno_of(two, "flock", 1, EX_NB) == errno.EWOULDBLOCK
+
+
+def test_what_does_not_end_a_program_does_not_end_its_wait(lockers):
+    one, two, *_ = lockers
+    two.begin_wait("flock", 1, LOCK_EX)
+    for number in (signal.SIGCHLD, signal.SIGWINCH, signal.SIGSTOP, signal.SIGCONT):
+        two.child.send_signal(number)
+        assert not two.has_ended(0.2)
+    one("flock", 1, LOCK_UN)
+    two.end()
+
+
+def test_an_upgrade_that_is_interrupted_has_lost_the_lock(lockers):
+    """As flock(2) says: a conversion removes the lock that there was first."""
+    one, two, three, _ = lockers
+    one("flock", 1, LOCK_SH)
+    two("flock", 1, LOCK_SH)
+    two("alarm", 0.3)
+    two.begin("flock", 1, LOCK_EX)
+    assert errno_of(two.end) == errno.EINTR
+    one("flock", 1, LOCK_UN)
+    three("flock", 1, EX_NB)
+
+
+def test_a_killed_holder_whose_descriptor_another_has_keeps_no_fcntl_lock(counted, proxy, curl):
+    """Also where what it wrote is stored slowly, and it is killed in the middle of that."""
+    curl.put("f", b"value")
+    with open(counted.path / "f", "r+") as file, Locker(file.fileno()) as one, Locker() as two:
+        two("open", 1, counted.path / "f")
+        one("lockf", 1, LOCK_EX)
+        one("pwrite", 1, "VALUE")
+        proxy.fault = lambda seen: 1.0 if seen.is_write else None
+        one.kill()
+        proxy.fault = lambda seen: None
+        two("lockf", 1, LOCK_EX)
+
+
+# -- requests --------------------------------------------------------------------------------------------
+
+
+def is_renewal(seen):
+    return "/session/renew/" in seen.path
+
+
+def test_a_lock_and_its_unlock_are_one_transaction_each(counted, proxy, curl):
+    curl.put("f", b"value")
+    counted.ok("flock f true")
+    for command in ("flock f true", "flock -s f true", "flock -n f true"):
+        counted.ok("cat f")
+        with proxy.counting() as count:
+            counted.ok(command)
+        writes = [seen for seen in count.requests if seen.is_write]
+        assert [b'"lock"' in seen.body for seen in writes] == [True, False], (command, count)
+        assert [b'"unlock"' in seen.body for seen in writes] == [False, True], (command, count)
+        assert count.reads <= 2 + 2 * count.expiries, (command, count)
+
+
+def test_without_locks_a_close_asks_nothing(counted, proxy, curl):
+    curl.put("f", b"value")
+    counted.ok("cat f; flock f true")
+    quiet = None
+    for _ in range(5):
+        with open(counted.path / "f") as file:
+            with proxy.counting() as count:
+                file.read()
+                for descriptor in [os.dup(file.fileno()) for _ in range(20)]:
+                    os.close(descriptor)
+            quiet = [seen for seen in count.requests if not is_renewal(seen) and "index=" not in seen.path]
+            if not quiet:
+                break
+    assert quiet == []
+
+
+def test_one_who_waits_asks_nothing_but_that_he_is_told(counted, proxy, agent, curl):
+    curl.put("f", b"value")
+    with Mount(agent.address, "timeout=20") as other, Locker() as one, Locker() as two:
+        one("open", 1, other.path / "f")
+        two("open", 1, counted.path / "f")
+        one("flock", 1, LOCK_EX)
+        two.begin_wait("flock", 1, LOCK_EX)
+        until(lambda: any("wait=" in seen.path for seen in proxy.requests))
+        with proxy.counting() as count:
+            assert not two.has_ended(4)
+        asked = [seen for seen in count.requests if not is_renewal(seen)]
+        assert len(asked) <= 1, asked
+        assert all("wait=" in seen.path for seen in asked), asked
+        one("flock", 1, LOCK_UN)
+        two.end()
+
+
+def test_two_hundred_one_after_another(mnt, curl):
+    curl.put("f", b"value", flags=4)
+    mnt.ok("for n in $(seq 200); do flock -n f true || exit 1; done")
+    assert (curl.get("f"), curl.flags("f"), holder(curl, "f")) == (b"value", 4, None)
+
+
+# -- a thousand ------------------------------------------------------------------------------------------
+
+WORK = 'ls d >/dev/null && cat d/k1 d/k2 >/dev/null && echo new > d/k3 && test "$(cat d/k3)" = new'
+
+
+def work(mount, times=10):
+    """The milliseconds that each round of everyday work took; each must succeed."""
+    took = []
+    for _ in range(times):
+        begin = time.monotonic()
+        mount.ok(WORK)
+        took.append((time.monotonic() - begin) * 1000)
+    return took
+
+
+def waiting(process):
+    """How many children of a process wait for an answer of a mount."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    return sum(waits(child) for child in children)
+
+
+def waits(pid):
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
+    except OSError:
+        return False
+
+
+def test_a_thousand_who_wait_stop_nobody_and_all_get_their_turn(mnt, curl, tmp_path, capsys):
+    for name in ("k1", "k2", "k3"):
+        curl.put(f"d/{name}", b"text")
+    curl.put("lock", b"value", flags=3)
+    idle = work(mnt)
+    counter = tmp_path / "counter"
+    counter.write_text("0\n")
+    # The counter is on another file system: whether two had the lock at once is what it is to tell.
+    count = f"flock lock sh -c 'read n < {counter}; echo $((n + 1)) > {counter}'"
+    with Locker() as first:
+        first("open", 1, mnt.path / "lock")
+        first("flock", 1, LOCK_EX)
+        group = subprocess.Popen(
+            ["bash", "-c", f"for n in $(seq {WAITERS}); do {count} & done; wait"],
+            cwd=mnt.path,
+            start_new_session=True,
+        )
+        try:
+            until(lambda: waiting(group) == WAITERS)
+            crowded = work(mnt)
+            with capsys.disabled():
+                print(
+                    f"\nls, cat and echo in a row: {statistics.median(idle):.0f} ms (at most {max(idle):.0f}), "
+                    f"beside {WAITERS} who wait {statistics.median(crowded):.0f} ms (at most {max(crowded):.0f})"
+                )
+            one = subprocess.Popen(["flock", "lock", "false"], cwd=mnt.path)
+            until(lambda: waits(one.pid))
+            one.send_signal(signal.SIGINT)
+            assert one.wait(60) == -signal.SIGINT
+            assert waiting(group) == WAITERS
+            assert counter.read_text() == "0\n"
+            first("flock", 1, LOCK_UN)
+            group.wait(90)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group.pid, signal.SIGKILL)
+            group.wait()
+    assert counter.read_text() == f"{WAITERS}\n"
+    until(lambda: holder(curl, "lock") is None)
+    mnt.ok("flock -n lock true")
+    assert (curl.get("lock"), curl.flags("lock")) == (b"value", 3)
