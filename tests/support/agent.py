@@ -88,7 +88,8 @@ class Agent:
     """Started on entry, ended on exit, its folder removed.
 
     :param node: its name
-    :param servers: so many are to elect a leader; more than one never do, since this one is alone
+    :param servers: so many are to elect a leader; more than one never do as long as this one is alone
+    :ivar place: the folder for its folder, where that is not to be the usual one
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Agent:
         http, self.serf, self.wan, self.server = free_ports(4)
         self.port = http
         self.process: subprocess.Popen | None = None
+        self.place: str | None = None
         self.folder = ""
 
     @property
@@ -118,7 +120,7 @@ class Agent:
         return f"http://{self.address}/v1"
 
     def __enter__(self) -> Agent:
-        self.folder = tempfile.mkdtemp(prefix="consulfs-agent-")
+        self.folder = tempfile.mkdtemp(prefix="consulfs-agent-", dir=self.place)
         try:
             self.start()
         except BaseException:
@@ -130,13 +132,18 @@ class Agent:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def role(self) -> list[str]:
+        """What it is, as words of the command."""
+        if not self.keeps_data:
+            return ["-dev"]
+        return ["-server", "-bootstrap-expect", str(self.servers), "-data-dir", self.folder + "/data"]
+
     def start(self) -> None:
         config = Path(self.folder, "config.json")
         config.write_text(json.dumps(self.config))
-        kept = ["-server", "-bootstrap-expect", str(self.servers), "-data-dir", self.folder + "/data"]
         self.process = subprocess.Popen(
             [
-                consul_command(), "agent", *(kept if self.keeps_data else ["-dev"]),
+                consul_command(), "agent", *self.role(),
                 "-node", self.node, "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1",
                 "-http-port", str(self.port), "-grpc-port", "-1", "-log-level", "warn",
                 "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan), "-server-port", str(self.server),
@@ -180,6 +187,11 @@ class Agent:
             self.process.kill()
             self.process.wait()
         self.process = None
+
+    def kill(self) -> None:
+        """As a host dies."""
+        self.process.kill()
+        self.process.wait()
 
     def freeze(self) -> None:
         """Connections are taken and nothing is answered: a hanging Consul."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-
-from support.agent import Agent, consul_command, die_with_parent
-from support.curl import Curl
+from support.agent import Agent
 
 
 class Server(Agent):
@@ -15,28 +12,11 @@ class Server(Agent):
     """
 
     def __init__(self, name: str = "second", join: int | None = None) -> None:
-        super().__init__()
-        self.name = name
-        self.role = ["-bootstrap-expect", "3"] if join is None else ["-retry-join", f"127.0.0.1:{join}"]
+        super().__init__(node=name, keeps_data=True, servers=3)
+        self.join = join
 
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                consul_command(), "agent", "-server", "-node", self.name, "-data-dir", self.folder + "/data",
-                "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1", "-grpc-port", "-1",
-                "-http-port", str(self.port), "-serf-lan-port", str(self.serf), "-serf-wan-port", str(self.wan),
-                "-server-port", str(self.server), "-retry-interval", "1s", "-log-level", "warn", *self.role,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=open(self.folder + "/log", "ab"),
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )  # fmt: skip
-        self.wait_ready()
-
-    def commits(self) -> bool:
-        return Curl(self.url)("GET", "status/leader")[0] == 200
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def role(self) -> list[str]:
+        if self.join is None:
+            return super().role()
+        return ["-server", "-data-dir", self.folder + "/data", "-retry-join", f"127.0.0.1:{self.join}",
+                "-retry-interval", "1s"]  # fmt: skip
