@@ -1,5 +1,6 @@
 """Mutual exclusion, counted: programs on several mounts, and curl, add to one number and none of it is lost."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -154,3 +155,16 @@ def test_each_addition_counts_while_leaders_die(cluster):
         assert int(curl.get("number")) == TOTAL
         assert seen.most == 1
         unmount(curl, four)
+
+
+def test_who_asks_for_a_lock_stores_nothing_that_its_holder_has_half_written(mnt, curl):
+    curl.put("f", b"old")
+    with open(mnt.path / "f", "r+b", buffering=0) as holder, open(mnt.path / "f", "r+b", buffering=0) as other:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        holder.truncate(0)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert curl.get("f") == b"old"
+        holder.write(b"new")
+        fcntl.flock(holder, fcntl.LOCK_UN)
+        assert curl.get("f") == b"new"

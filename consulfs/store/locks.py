@@ -148,7 +148,7 @@ class Locks:
         :raises Interrupted: a signal came first
         """
         self._tell_loss(handle, claim.owner)
-        if handle.node.unsaved:
+        if handle.node.unsaved and (handle.node.base is None or not self._has_holder(handle)):
             self._files.store(handle.node)  # there is no lock on what is not there
         if handle.node.gone:
             raise OSError(errno.ESTALE, "deleted; there is no key to lock")
@@ -271,6 +271,12 @@ class Locks:
                 raise refusal
             self._waiting += 1
             return post, waiter
+
+    def _has_holder(self, handle: Handle) -> bool:
+        """Whether another program here holds a lock on the file: it stores what it writes when it has finished."""
+        with self._lock:
+            post = self._posts.get(handle.node.key)
+            return post is not None and any(claim.handle != handle.number for claim in post.table)
 
     def _why_not(self, post: Post, claim: Claim, blocking: bool, blockers: list[Claim]) -> Optional[OSError]:
         """Why a claim is not even to wait."""
