@@ -168,3 +168,28 @@ def test_who_asks_for_a_lock_stores_nothing_that_its_holder_has_half_written(mnt
         holder.write(b"new")
         fcntl.flock(holder, fcntl.LOCK_UN)
         assert curl.get("f") == b"new"
+
+
+def test_who_waits_for_a_lock_does_not_look_each_time_its_holder_writes(counted, proxy, curl):
+    curl.put("lock")
+    with CurlAdder(curl) as holder:
+        holder.take()
+        waiter = subprocess.Popen(["flock", "lock", "true"], cwd=counted.path, preexec_fn=die_with_parent)
+        try:
+            until(lambda: watches(proxy.requests))
+            with proxy.counting() as count:
+                for number in range(10):
+                    seen = watches(proxy.requests)
+                    assert holder.put("lock", b"%d" % number)
+                    until(lambda seen=seen: watches(proxy.requests) > seen)
+            assert holder.put(f"lock?release={holder.session}", b"")
+            assert waiter.wait(60) == 0
+        finally:
+            waiter.kill()
+            waiter.wait()
+    looks = [seen for seen in count.requests if "consistent" in seen.path]
+    assert (watches(count.requests), looks) == (10, [])
+
+
+def watches(requests):
+    return sum("index=" in seen.path for seen in requests)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, TypeVar
 
@@ -114,17 +115,23 @@ class Backend:
         """Every record below a prefix."""
         return self._read(lambda left: self._consul.kv.tree(prefix, timeout=left))
 
-    def watch(self, key: str, index: int, seconds: float) -> bool:
-        """Wait until a key has another ModifyIndex than this, or for so long; False where Consul cannot wait for it.
+    def watch(self, record: Record, seconds: float) -> bool:
+        """Wait until a key may have another session, or none, or for so long; False where Consul cannot wait for it.
 
-        It is asked once: whoever waits looks afterwards.
+        A holder that writes wakes this too: it waits on, without a look of the caller's. An error ends it.
         """
+        key, index, end = record.key, record.modify_index or 0, time.monotonic() + seconds
         if not travels_in_url(key):
             return False
-        try:
-            self._consul.kv.read(key, index=index, wait=f"{seconds:g}s", timeout=WATCH_GRACE)
-        except ValueError:  # a key that only transactions carry
-            return False
+        while (left := end - time.monotonic()) > 0:
+            self._patience.check()
+            try:
+                found = self._consul.kv.read(key, index=index, wait=f"{left:.2f}s", timeout=WATCH_GRACE)
+            except ValueError:  # a key that only transactions carry
+                return False
+            if found is None or found.session is None or found.session != record.session:
+                break
+            index = found.modify_index or 0
         return True
 
     # -- writes ----------------------------------------------------------------------------------------------

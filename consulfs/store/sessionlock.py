@@ -122,7 +122,7 @@ class SessionLock:
             seconds = GLANCE if record.session is None else WAIT
             if record.modify_index is not None and self._room.acquire(blocking=False):
                 try:
-                    if self._backend.watch(record.key, record.modify_index, seconds):
+                    if self._backend.watch(record, seconds):
                         return
                 finally:
                     self._room.release()
