@@ -347,10 +347,12 @@ class Locks:
 
     def _tell_loss(self, handle: Handle, owner: LockOwner) -> None:
         with self._lock:
-            lost = self._lost.pop(owner, None)
-        if lost is not None:
-            self._files.restore(handle)
-            raise LockLost
+            if owner not in self._lost:
+                return
+        self._files.restore(handle)
+        with self._lock:
+            self._lost.pop(owner, None)
+        raise LockLost
 
     def _left(self, post: Post, handle: Handle) -> None:
         """Something was unlocked through a handle."""

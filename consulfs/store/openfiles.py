@@ -64,10 +64,17 @@ class Handle:
             raise OSError(self.failed, os.strerror(self.failed))
 
     def check_fence(self) -> None:
-        """Raise what failed on it before; what is done after its lock was lost is such a failure."""
-        if self.fence is not None and self.fence.lost:
-            self.failed = self.failed or errno.EIO
+        """The same, where what is done after its lock was lost is such a failure. Holding the node's state."""
+        self.discard_lost()
         self.check()
+
+    def discard_lost(self) -> bool:
+        """Forget what was written under a lock that was lost; whether it was. Holding the node's state."""
+        if self.fence is None or not self.fence.lost:
+            return False
+        self.failed = self.failed or errno.EIO
+        self.node.discard(self.number)
+        return True
 
 
 class OpenFiles:
@@ -379,9 +386,10 @@ class OpenFiles:
     # -- locks -----------------------------------------------------------------------------------------------
 
     def restore(self, handle: Handle) -> None:
-        """The program has been told that its lock was lost: what it writes from now on counts again."""
-        with handle.node.state:
-            handle.fence = None
+        """The program is told that its lock was lost: what it writes from now on counts again, and nothing before."""
+        with self.turn(handle.node), handle.node.state:  # a store that is under way would keep what is discarded
+            if handle.discard_lost():
+                handle.fence = None
             if handle.failed == errno.EIO:
                 handle.failed = 0
                 handle.node.readmit(handle.number)
@@ -409,10 +417,8 @@ class OpenFiles:
     def _refuse_lost(self, node: Node) -> None:
         """What was written under a lock that was lost is not stored: its writer gets EIO."""
         for handle in self._fences(node):
-            if handle.fence is not None and handle.fence.lost:
-                with node.state:
-                    handle.failed = errno.EIO
-                    node.discard(handle.number)
+            with node.state:
+                handle.discard_lost()
 
     def _lose(self, node: Node) -> None:
         """The servers would not store under a lock: it is another's by now."""
