@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from typing import Optional
 
 from consulfs.consulate import ConsulateException, Record, StaleIndex
 from consulfs.consulate.api.txn import operation
@@ -23,6 +24,7 @@ from consulfs.store.openfiles import OpenFiles
 from consulfs.store.records import Records
 from consulfs.store.sessionlock import Refused, SessionLock
 from consulfs.store.sessions import KeptSession
+from consulfs.store.tenure import Tenure
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +70,13 @@ class Ephemeral:
         """
         session = self._session.get()
         with self._files.turns.take(key):
+            self._settle(key)
             tenure = self._locks.tenure(key)
             with self._lock:
                 self._doubtful.add(key)
+            record = None
             if tenure is not None and not tenure.lost and tenure.session != session:
-                record = self._session_lock.hand_over(key, tenure.session, session)
-                if record is not None:
-                    tenure.session = session
-            else:
-                record = None
+                record = self._hand_over(key, tenure, session)
             if record is None:
                 got = self._session_lock.take(key, session, {session})
                 if isinstance(got, Refused):
@@ -90,6 +90,7 @@ class Ephemeral:
         :raises OSError: EBUSY where it is tied to another mount
         """
         with self._files.turns.take(key):
+            self._settle(key)
             record = self._session_lock.holder(key)
             if record is None or not self.is_tied(record):
                 self._certain(key)
@@ -99,12 +100,33 @@ class Ephemeral:
             with self._lock:
                 self._doubtful.add(key)
             tenure = self._locks.tenure(key)
-            heir = self._locks_session.get() if tenure is not None else None
-            self._session_lock.hand_over(key, record.session, heir)
-            if tenure is not None and heir is not None:
-                tenure.session = heir
+            if tenure is None:
+                self._session_lock.give(key, record.session)
+            else:
+                self._hand_over(key, tenure, self._locks_session.get())
             self._certain(key)
             return True
+
+    def _hand_over(self, key: str, tenure: Tenure, heir: str) -> Optional[Record]:
+        """Let this mount's other session have the lock of a key that is locked here; None where it is lost."""
+        try:
+            record = self._session_lock.hand_over(key, tenure.session, heir)
+        except OSError:  # too large: nothing was sent
+            self._certain(key, tied=tenure.session == self._session.current)
+            raise
+        except BaseException:
+            self._locks.doubt(key)
+            raise
+        if record is not None:
+            tenure.session = heir
+        return record
+
+    def _settle(self, key: str) -> None:
+        """What an earlier call sent, and had no answer to, is not to come after what this one does."""
+        with self._lock:
+            doubtful = key in self._doubtful
+        if doubtful:
+            self._locks.settle(key)
 
     def _lost(self, session: str) -> None:
         """The servers have ended the session, and with it the keys."""

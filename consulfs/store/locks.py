@@ -230,6 +230,27 @@ class Locks:
             post = self._posts.get(key)
             return post.tenure if post is not None else None
 
+    def doubt(self, key: str) -> None:
+        """Nobody knows which of this mount's sessions holds a key, or will. The caller has the turn at it."""
+        with self._lock:
+            post = self._posts.get(key)
+            if post is not None and post.tenure is not None:
+                post.unsure = self._settle
+                self._drive(post)
+
+    def settle(self, key: str) -> None:
+        """End that doubt. The caller has the turn at the key."""
+        record = self._session_lock.outdate(key)
+        with self._lock:
+            post = self._posts.get(key)
+            if post is None or post.tenure is None:
+                return
+            tenure, post.unsure = post.tenure, None
+        if record is None or record.session not in self._mine:
+            tenure.lose()
+        else:
+            tenure.session = record.session
+
     def end(self) -> None:
         """The mount ends: give everything back."""
         with self._lock:
@@ -452,9 +473,9 @@ class Locks:
         with self._files.turns.take(post.key):
             if post.removed:
                 return
-            post.unsure = self._take
+            doubtful, post.unsure = post.unsure is not None, self._take
             try:
-                got = self._session_lock.take(post.key, session, self._mine)
+                got = self._session_lock.take(post.key, session, self._mine, doubtful)
             except UnknownSession:
                 self._session.check(session)
                 raise
@@ -500,19 +521,22 @@ class Locks:
             with self._lock:
                 self._let_in(post)
 
+    def _settle(self, post: Post) -> None:
+        with self._files.turns.take(post.key):
+            post.unsure = self._settle if post.tenure is not None and not post.removed else None
+            if post.unsure is not None:
+                self.settle(post.key)
+
     def _give(self, post: Post) -> None:
         with self._files.turns.take(post.key):
             tenure = post.tenure
-            if tenure is None or post.removed:
-                post.unsure = None  # the session is lost, and a late unlock of it does nothing
-                return
-            if tenure.session != self._ephemeral.current:  # a key that is tied stays its own
+            if tenure is not None and not post.removed and tenure.session != self._ephemeral.current:
                 post.unsure = self._give
                 record = self._session_lock.give(post.key, tenure.session)
-                post.unsure = None
                 if record is not None:
                     self._refresh(record)
-            with self._lock:
+            with self._lock:  # lost meanwhile, or tied, which stays its own: there is nothing to give
+                post.unsure = None
                 post.tenure = None
                 post.changed.notify_all()
         if post.waiters:
@@ -553,8 +577,10 @@ class Locks:
     def _lose(self, tenure: Tenure) -> None:
         """The servers have said that a tenure is over."""
         with self._lock:
-            tenure.lost = True
             post = self._posts.get(tenure.key)
+            if post is not None and post.tenure is tenure and post.unsure == self._settle:
+                return  # perhaps this mount's other session has it
+            tenure.lost = True
             if post is None or post.tenure is not tenure:
                 return
             log.error(

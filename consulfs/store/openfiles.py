@@ -340,7 +340,8 @@ class OpenFiles:
             except Moved:
                 self._patience.sleep(0.01)
             except LockLost:  # less what was written under that lock, it is tried again
-                self._lose(node)
+                if not self._lose(node):
+                    self._patience.sleep(0.01)
 
     def _store(self, node: Node) -> None:
         with self.turn(node):
@@ -420,11 +421,12 @@ class OpenFiles:
             with node.state:
                 handle.discard_lost()
 
-    def _lose(self, node: Node) -> None:
-        """The servers would not store under a lock: it is another's by now."""
-        for handle in self._fences(node):
-            if handle.fence is not None:
-                handle.fence.lose()
+    def _lose(self, node: Node) -> bool:
+        """The servers would not store under a lock: it is another's by now; False where that is to be found out yet."""
+        fences = [handle.fence for handle in self._fences(node) if handle.fence is not None]
+        for fence in fences:
+            fence.lose()
+        return all(fence.lost for fence in fences)
 
     # -- renames and deletes ---------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Consul's own `?acquire` and `?release` write the request's body and flags: an em
 
 Each of these steps is certain when it returns. Where it raises, it may have been done or may be yet, late; it is to be
 repeated then, before anything else is done with this lock: the repeated step changes the index that a late one expects.
+Where it has nothing to change, `outdate` does.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ class SessionLock:
         self._patience = patience
         self._room = threading.BoundedSemaphore(WATCHES)
 
-    def take(self, key: str, session: str, mine: Container[str]) -> Union[Record, Refused]:
+    def take(self, key: str, session: str, mine: Container[str], doubtful: bool = False) -> Union[Record, Refused]:
         """Lock a key; one that a session of this mount holds already is as good.
 
         :param mine: the IDs of this mount's sessions
+        :param doubtful: whether this was tried before, and may be done yet
         :return: the record, as it is under the lock
         :raises OSError: ESTALE where there is no such key any more, ENOLCK where its value is too large for it
         :raises UnknownSession: there is no such session, or the server has not heard of it yet
@@ -78,8 +80,12 @@ class SessionLock:
             except TransactionFailed as error:
                 if not any(words.endswith(NOT_NOW) for _, words in error.errors):
                     raise
-                return Refused(known)
+                if not doubtful:
+                    return Refused(known)
+                # A lock-delay refuses one that would be let in later, when nobody may want it any more.
+                return Refused(self.outdate(key) or self._look(key))
             except Uncertain:
+                doubtful = True
                 self._patience.sleep(random.uniform(0, 0.05))
             known = None
 
@@ -108,6 +114,24 @@ class SessionLock:
             except Uncertain:
                 self._patience.sleep(random.uniform(0, 0.05))
             known = None
+
+    def outdate(self, key: str) -> Optional[Record]:
+        """Change a key's index and nothing else: what was sent before does nothing if it arrives now.
+
+        :return: the record, or None where there is none
+        """
+        while True:
+            known = self.holder(key)
+            if known is None:
+                return None
+            # What is the same as before would keep its index.
+            steps = [operation("set", key, known.value, flags) for flags in (known.flags ^ 1, known.flags)]
+            try:
+                return self._exchange(known, steps)
+            except StaleIndex:
+                self._patience.sleep(random.uniform(0, 0.005))
+            except Uncertain:
+                self._patience.sleep(random.uniform(0, 0.05))
 
     def holder(self, key: str) -> Optional[Record]:
         """The record, as a majority of the servers has it."""
