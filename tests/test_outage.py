@@ -11,7 +11,7 @@ import pytest
 from support.agent import Agent
 from support.curl import Curl
 from support.mount import Mount
-from support.proxy import Proxy
+from support.proxy import Once, Proxy
 from support.waiting import until
 
 
@@ -84,19 +84,6 @@ def test_a_leader_that_comes_back_in_time(own):
         back.start()
         mount.ok("echo x > f; cat f")
         assert Curl(own.url).tree() == {"f": b"x\n"}
-
-
-class Once:
-    """A fault for the first request that fits."""
-
-    def __init__(self, fits, fault):
-        self.fits, self.fault, self.done = fits, fault, False
-
-    def __call__(self, seen):
-        if not self.done and self.fits(seen):
-            self.done = True
-            return self.fault
-        return None
 
 
 @pytest.mark.parametrize("fault", ["cut", "drop", (500, b"rpc error: leadership lost while committing log")])

@@ -21,13 +21,71 @@ class Seen:
         self.method, self.path, self.body = method, path, body
 
     @property
+    def verbs(self) -> list[str]:
+        """What a transaction does."""
+        return [each["KV"]["Verb"] for each in json.loads(self.body)] if self.path.startswith("/v1/txn") else []
+
+    @property
     def is_write(self) -> bool:
-        if self.path.startswith("/v1/txn"):
-            return any(each["KV"]["Verb"] not in READ_VERBS for each in json.loads(self.body))
+        if self.verbs:
+            return any(verb not in READ_VERBS for verb in self.verbs)
         return self.method in ("PUT", "DELETE") and self.path.startswith("/v1/kv")
 
     def __repr__(self) -> str:
         return f"{self.method} {self.path} {self.body[:150]!r}"
+
+
+class Once:
+    """A fault for the first request that fits.
+
+    :ivar done: whether there was one
+    """
+
+    def __init__(self, fits: Callable[[Seen], bool], fault: object) -> None:
+        self.fits, self.fault, self.done = fits, fault, False
+        self.lock = threading.Lock()
+
+    def __call__(self, seen: Seen) -> object:
+        with self.lock:
+            if self.done or not self.fits(seen):
+                return None
+            self.done = True
+        return self.fault
+
+
+class Late:
+    """A fault for the first request that fits: it reaches Consul so many seconds later.
+
+    :ivar landed: whether it has
+    """
+
+    def __init__(self, fits: Callable[[Seen], bool], seconds: float) -> None:
+        self.once, self.seconds, self.landed = Once(fits, True), seconds, threading.Event()
+
+    def __call__(self, seen: Seen) -> None:
+        if self.once(seen):
+            time.sleep(self.seconds)
+            self.landed.set()
+
+    @property
+    def done(self) -> bool:
+        return self.once.done
+
+
+class Cut:
+    """The network is gone: what is sent is swallowed. Until `heal`."""
+
+    def __init__(self) -> None:
+        self.healed = threading.Event()
+
+    def __call__(self, seen: Seen) -> object:
+        if self.healed.is_set():
+            return None
+        self.healed.wait(120)
+        return "drop"
+
+    def heal(self) -> None:
+        self.healed.set()
 
 
 class Proxy:

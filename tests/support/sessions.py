@@ -1,13 +1,61 @@
-"""The sessions of mounts, as others see them."""
+"""Sessions and locks as the other side sees and has them."""
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterable
 
 from support.curl import Curl
 from support.mount import Mount
+
+
+def sessions(curl: Curl) -> list[dict]:
+    return curl.json("session/list?consistent")
+
+
+def make_session(curl: Curl, **more: str) -> str:
+    """A session of another host."""
+    status, text = curl("PUT", "session/create", json.dumps(more).encode())
+    assert status == 200, text
+    return json.loads(text)["ID"]
+
+
+def destroy_session(curl: Curl, session: str) -> None:
+    assert curl("PUT", f"session/destroy/{session}")[0] == 200
+
+
+def holder(curl: Curl, key: str) -> str | None:
+    """The ID of the session that holds a key."""
+    return curl.json(f"kv/{key}?consistent")[0].get("Session")
+
+
+def acquire(curl: Curl, key: str, session: str) -> bool:
+    """Take a key's lock as `consul lock` does; its value then is this session's ID."""
+    return _lock(curl, f"kv/{key}?acquire={session}", session.encode())
+
+
+def take(curl: Curl, key: str, session: str, value: bytes, flags: int) -> None:
+    """Take a lock that is free, and leave the key as it is."""
+    assert _lock(curl, f"kv/{key}?acquire={session}&flags={flags}", value)
+
+
+def give(curl: Curl, key: str, session: str, value: bytes, flags: int) -> None:
+    """Give a lock back, and the key this value."""
+    assert _lock(curl, f"kv/{key}?release={session}&flags={flags}", value)
+
+
+def _lock(curl: Curl, path: str, value: bytes) -> bool:
+    status, text = curl("PUT", path, value)
+    assert status == 200, text
+    return bool(json.loads(text))
+
+
+def stored(curl: Curl, key: str) -> tuple[bytes, int, str | None]:
+    """(value, flags, the session that holds it)."""
+    record = curl.json(f"kv/{key}?consistent")[0]
+    return base64.b64decode(record["Value"] or ""), record["Flags"], record.get("Session")
 
 
 def unmount(curl: Curl, mounts: Iterable[Mount]) -> None:

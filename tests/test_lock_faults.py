@@ -1,0 +1,491 @@
+"""Locks when something breaks: a mount is cut off, a session is destroyed, answers never come, Consul is away."""
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from support.agent import Agent
+from support.curl import Curl
+from support.mount import COMMAND, Mount
+from support.program import Programs
+from support.proxy import Cut, Late, Once, Proxy
+from support.server import Server
+from support.sessions import acquire, destroy_session, give, holder, make_session, sessions, stored, take
+from support.waiting import until
+
+OPTIONS = "timeout=2,lock_ttl=10s,lock_delay=1s"
+
+EX, NB, UN = "fcntl.flock(f, LOCK_EX)", "fcntl.flock(f, LOCK_EX | LOCK_NB)", "fcntl.flock(f, LOCK_UN)"
+
+
+def save(value):
+    """An expression that stores a value."""
+    return f"(os.pwrite(f, {value!r}, 0), os.ftruncate(f, {len(value)}), os.fsync(f))"
+
+
+@pytest.fixture
+def proxied(proxy, curl):
+    """A mount that soon takes an answer for lost."""
+    with Mount(proxy.address, OPTIONS) as mount:
+        yield mount
+
+
+@pytest.fixture
+def programs():
+    """For mounts of fixtures that stand before it."""
+    with Programs() as programs:
+        yield programs
+
+
+def losses(mount):
+    return [line for line in mount.log_text().splitlines() if "was lost" in line]
+
+
+# -- cut off ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def by_proxy(agent):
+    """What the mount sends is swallowed."""
+    with Proxy(agent.port) as proxy, Mount(proxy.address, OPTIONS) as mount:
+        cut = Cut()
+        yield mount, lambda: setattr(proxy, "fault", cut), cut.heal
+
+
+@contextmanager
+def by_agent(agent):
+    """Its agent stops, and does late what it was asked for meanwhile."""
+    with Server("client", agent.serf, is_client=True) as own, Mount(own.address, OPTIONS) as mount:
+        yield mount, own.freeze, own.resume
+
+
+@contextmanager
+def by_namespace(agent):
+    """It runs in a network of its own, and the line to the other one breaks."""
+    name = f"cfs{os.getpid()}"
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("address", "add", f"{agent.host}/30", "dev", name)
+        ip("-n", name, "address", "add", f"{agent.guest}/30", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
+        ip("link", "set", name, "up")
+        command = ("nsenter", f"--net=/run/netns/{name}", COMMAND)
+        with Mount(f"{agent.host}:{agent.port}", OPTIONS, command) as mount:
+            yield mount, lambda: ip("link", "set", name, "down"), lambda: ip("link", "set", name, "up")
+    finally:
+        ip("netns", "del", name)
+
+
+LARGE = 300_000
+
+
+class CutOff:
+    """One mount that is cut off while it holds four locks, and another that gets them.
+
+    What it does with each: writes when it is connected again; wrote before it was cut off, and stored nothing yet;
+    wrote and tried to store while it was; wrote into a value that is large.
+    """
+
+    KEYS = ("after", "before", "during", "large")
+
+    def __init__(self, way, agent, mounts, programs):
+        self.name = way.__name__
+        self.curl = Curl(agent.url)
+        for key in self.KEYS:
+            self.curl.put(f"{self.name}/{key}", b"x" * LARGE if key == "large" else b"first", 42)
+        self.mount, self.cut, self.heal = mounts.enter_context(way(agent))
+        self.first = {key: programs(self.mount, f"{self.name}/{key}") for key in self.KEYS}
+        self.programs = programs
+
+    def lock(self):
+        for key, program in self.first.items():
+            program(EX)
+            if key in ("before", "large"):
+                program("os.pwrite(f, b'late', 0)")
+
+    def follow(self, other):
+        """Somebody on another mount waits for each lock."""
+        self.second = {key: self.programs(other, f"{self.name}/{key}") for key in self.KEYS}
+        for program in self.second.values():
+            program.begin(EX)
+        during = self.first["during"]
+        during("os.pwrite(f, b'late', 0)")
+        assert during.error("os.fsync(f)") in (errno.ETIMEDOUT, errno.EHOSTDOWN)
+
+    def pass_on(self):
+        """They get it. Two keep it, the others give it back."""
+        for key, program in self.second.items():
+            program.end()
+            program(save(b"second"))
+            if key in ("during", "large"):
+                program(UN)
+
+    def check(self):
+        first, lost = self.first, errno.EIO
+        assert {first[key].error("(os.pwrite(f, b'late', 0), os.fsync(f))") for key in self.KEYS} == {lost}
+        assert first["after"].error("os.close(f)") == lost
+        assert first["before"].error("os.close(f)") == lost
+        for key in ("during", "large"):
+            assert first[key].error(EX) == lost
+            first[key](EX)
+            assert first[key]("os.pread(f, 9, 0)") == b"second"
+        for key in self.KEYS:
+            assert stored(self.curl, f"{self.name}/{key}")[:2] == (b"second", 42), key
+        first["during"](save(b"third"))
+        first["during"]("os.close(f)")
+        assert stored(self.curl, f"{self.name}/during") == (b"third", 42, None)
+        told = losses(self.mount)
+        assert len(told) == len(self.KEYS), told
+        assert all(sum(f"{self.name}/{key}" in line for line in told) == 1 for key in self.KEYS), told
+
+
+def cut_off(agent, ways):
+    with Mount(agent.address, "lock_ttl=10s") as other, ExitStack() as mounts, Programs() as programs:
+        cases = [CutOff(way, agent, mounts, programs) for way in ways]
+        for step in ("lock", "cut"):
+            for case in cases:
+                getattr(case, step)()
+        try:
+            for case in cases:
+                case.follow(other)
+            for case in cases:
+                case.pass_on()
+        finally:
+            for case in cases:
+                case.heal()
+        for case in cases:
+            case.check()
+
+
+def test_a_mount_that_was_cut_off_writes_nothing_under_its_old_locks():
+    with Agent() as agent:
+        cut_off(agent, [by_proxy, by_agent])
+
+
+@pytest.mark.root
+def test_a_mount_whose_network_broke_writes_nothing_under_its_old_locks():
+    net = f"198.{random.choice((18, 19))}.{random.randrange(256)}.{random.randrange(64) * 4}"
+    stem, _, last = net.rpartition(".")
+    host, guest = f"{stem}.{int(last) + 1}", f"{stem}.{int(last) + 2}"
+    with Agent({"addresses": {"http": "0.0.0.0"}}) as agent:
+        agent.host, agent.guest = host, guest
+        cut_off(agent, [by_namespace])
+
+
+def test_a_value_too_large_for_a_transaction_cannot_be_locked(mnt, curl, programs):
+    value = os.urandom(450_000)
+    curl.put("small", b"")
+    (mnt.path / "f").write_bytes(value)
+    program = programs(mnt)
+    assert program.error(EX) == program.error(NB) == errno.ENOLCK
+    program("os.ftruncate(f, 5)")
+    program(EX)
+    program("os.pwrite(f, b'y' * 450_000, 0)")  # what was locked may grow, and is stored under the lock
+    program("os.fsync(f)")
+    assert stored(curl, "f") == (b"y" * 450_000, 0, holder(curl, "f"))
+    program("os.ftruncate(f, 5)")
+    program(UN)
+    assert stored(curl, "f") == (b"yyyyy", 0, None)
+
+
+# -- a session that somebody destroys --------------------------------------------------------------------------
+
+
+def test_an_admin_destroys_the_session(agent, curl):
+    curl.put("f", b"first", 42)
+    with Mount(agent.address, "lock_ttl=10s,lock_delay=0s") as mount, Programs() as programs:
+        first, plain, *waiters = [programs(mount) for _ in range(4)]
+        first(EX)
+        first("os.pwrite(f, b'FIRST', 0)")
+        for waiter in waiters:
+            waiter.begin(EX)
+        session = holder(curl, "f")
+        destroy_session(curl, session)
+        until(lambda: losses(mount))
+        assert first.error("os.pwrite(f, b'late', 0)") == errno.EIO
+        assert first.error("os.fsync(f)") == errno.EIO
+        plain("os.pwrite(f, b'plain', 0)")
+        plain("os.close(f)")
+        assert stored(curl, "f")[:2] == (b"plain", 42)
+        one = until(lambda: next((each for each in waiters if each.is_done()), None))
+        one.end()
+        assert holder(curl, "f") not in (session, None)
+        assert first.error(UN) == errno.EIO
+        first(UN)
+        assert first.error(NB) == errno.EWOULDBLOCK
+        one(save(b"one"))
+        one(UN)
+        other = next(each for each in waiters if each is not one)
+        other.end()
+        other(UN)
+        first(EX)
+        first(save(b"last"))
+        first("os.close(f)")
+        assert stored(curl, "f") == (b"last", 42, None)
+        assert len(losses(mount)) == 1
+    assert sessions(curl) == []
+
+
+def test_what_was_written_under_a_lost_lock_is_never_stored(agent, curl):
+    """Whatever the program does with its descriptor afterwards."""
+    for key in "abc":
+        curl.put(key, b"first", 42)
+    with Mount(agent.address, "lock_ttl=10s,lock_delay=0s") as mount, Programs() as programs:
+        one, two, three, other = (programs(mount, key) for key in "abcc")
+        for program in (one, two, three):
+            program(EX)
+            program("os.pwrite(f, b'lost', 0)")
+        destroy_session(curl, holder(curl, "a"))
+        until(lambda: len(losses(mount)) == 3)
+        for key in "abc":
+            curl.put(key, b"another host's", 43)
+        assert one.error("os.pwrite(f, b'lost', 0)") == errno.EIO
+        assert one.error(EX) == errno.EIO
+        assert two.error(EX) == errno.EIO
+        for program in (one, two):
+            program(EX)
+            program("(os.pwrite(f, b'!', os.fstat(f).st_size), os.fsync(f))")
+        assert three.error("os.pwrite(f, b'lost', 0)") == errno.EIO
+        assert three.error("os.close(f)") == errno.EIO
+        other("(os.pwrite(f, b'!', os.fstat(f).st_size), os.fsync(f))")
+        assert {stored(curl, key)[:2] for key in "abc"} == {(b"another host's!", 43)}
+
+
+def test_a_lock_that_is_lost_while_it_is_given_back(proxied, proxy, curl, programs):
+    curl.put("f", b"first", 42)
+    program = programs(proxied)
+    program(EX)
+    proxy.fault = lambda seen: None if "/session/" in seen.path else "drop"
+    program(UN)
+    destroy_session(curl, holder(curl, "f"))
+    until(lambda: losses(proxied))
+    time.sleep(3)  # the attempt that is under way ends, and another begins
+    proxy.fault = lambda seen: None
+    program(EX)
+    program(UN)
+    assert stored(curl, "f") == (b"first", 42, None)
+
+
+# -- answers that never come, or late --------------------------------------------------------------------------
+
+REQUESTS = {
+    "session": lambda seen: seen.path.startswith("/v1/session/create"),
+    "lock": lambda seen: "lock" in seen.verbs,
+    "store": lambda seen: "check-session" in seen.verbs,
+    "read": lambda seen: seen.method == "GET" and seen.path.startswith("/v1/kv/f?consistent"),
+    "unlock": lambda seen: "unlock" in seen.verbs,
+    "renew": lambda seen: seen.path.startswith("/v1/session/renew"),
+}
+
+
+@pytest.mark.parametrize("how", ["cut", "drop", "late"])
+@pytest.mark.parametrize("what", REQUESTS)
+def test_a_lock_whose_answers_are_lost(proxy, curl, what, how):
+    fits = REQUESTS[what]
+    fault = Late(fits, 2.5) if how == "late" else Once(fits, how)
+    curl.put("f", b"first", 42)
+    contender = make_session(curl)
+    with Mount(proxy.address, OPTIONS) as mount, Programs() as programs:
+        one, other = programs(mount), programs(mount)
+        proxy.fault = fault
+        for value in (b"one", b"two"):
+            one(EX)
+            assert not acquire(curl, "f", contender)
+            assert other.error(NB) == errno.EWOULDBLOCK
+            one("os.pwrite(f, b'lost', 0)")
+            other.begin(EX)
+            one(save(value))
+            if what == "renew":
+                until(lambda: fault.done)
+                until(lambda: sum(REQUESTS["renew"](seen) for seen in proxy.requests) > 1)
+            one(UN)
+            other.end()
+            assert other("os.pread(f, 9, 0)") == value
+            assert not acquire(curl, "f", contender)
+            other(save(value + b"!"))
+            other(UN)
+            until(lambda: holder(curl, "f") is None)
+            take(curl, "f", contender, value + b"!", 42)
+            assert one.error(NB) == errno.EWOULDBLOCK
+            give(curl, "f", contender, b"contender's", 42)
+        assert fault.done
+        if how == "late":
+            assert fault.landed.wait(30)
+            time.sleep(0.5)
+        assert stored(curl, "f") == (b"contender's", 42, None)
+        one(EX)
+        one(save(b"last"))
+        one(UN)
+        assert losses(mount) == []
+        names = {each["Name"] for each in sessions(curl)}
+        assert len(names - {""}) == 1  # one that is made late ends by its TTL
+    destroy_session(curl, contender)
+    assert stored(curl, "f") == (b"last", 42, None)
+    assert sessions(curl) == []
+
+
+def test_a_late_lock_is_not_taken_when_nobody_wants_it_any_more(proxied, proxy, curl, programs):
+    """The second attempt meets a lock-delay, which changes nothing that the first one checks."""
+    curl.put("f", b"first", 42)
+    session = make_session(curl, LockDelay="4s")
+    take(curl, "f", session, b"first", 42)
+    program = programs(proxied)
+    destroy_session(curl, session)
+    until(lambda: holder(curl, "f") is None)
+    proxy.fault = Late(REQUESTS["lock"], 6)
+    assert program.error(NB) in (errno.EWOULDBLOCK, errno.ETIMEDOUT)
+    assert proxy.fault.landed.wait(30)
+    time.sleep(0.5)
+    until(lambda: stored(curl, "f") == (b"first", 42, None), 20)
+    program(NB)
+    program(UN)
+    assert stored(curl, "f") == (b"first", 42, None)
+
+
+def test_a_late_request_spares_anothers_lock(proxied, proxy, curl, programs):
+    curl.put("f", b"first", 42)
+    contender = make_session(curl)
+    program = programs(proxied)
+    for late in ("lock", "unlock"):
+        proxy.fault = fault = Late(REQUESTS[late], 4)
+        program(EX)
+        program(UN)
+        until(lambda: holder(curl, "f") is None)
+        take(curl, "f", contender, b"first", 42)
+        assert fault.landed.wait(30)
+        time.sleep(0.5)
+        assert holder(curl, "f") == contender
+        assert program.error(NB) == errno.EWOULDBLOCK
+        give(curl, "f", contender, b"first", 42)
+    destroy_session(curl, contender)
+    assert losses(proxied) == []
+
+
+ADD = """
+import fcntl, os, sys
+f = os.open("counter", os.O_RDWR)
+for _ in range(int(sys.argv[1])):
+    fcntl.flock(f, fcntl.LOCK_EX)
+    number = int(os.pread(f, 20, 0)) + 1
+    os.pwrite(f, b"%d" % number, 0)
+    os.fsync(f)
+    fcntl.flock(f, fcntl.LOCK_UN)
+"""
+
+
+def test_a_counter_is_exact_whatever_becomes_of_the_answers(agent, proxy, curl):
+    """Each is told of no failure, since all of them pass within the time that an operation has."""
+    curl.put("counter", b"0", 42)
+    dice = random.Random(1)
+
+    def fault(seen):
+        return dice.choice([None] * 12 + ["cut", "drop", 0.1, (500, b"rpc error: leadership lost")])
+
+    with Mount(proxy.address, "timeout=30") as one, Mount(agent.address, "timeout=30") as other:
+        proxy.fault = fault
+        adders = [
+            subprocess.Popen([sys.executable, "-c", ADD, str(times)], cwd=mount.path)
+            for mount, times in ((one, 20), (one, 20), (one, 20), (other, 40))
+        ]
+        try:
+            assert [adder.wait(90) for adder in adders] == [0] * 4
+        finally:
+            for adder in adders:
+                adder.kill()
+                adder.wait()
+        proxy.fault = lambda seen: None
+        assert losses(one) == losses(other) == []
+    assert stored(curl, "counter") == (b"100", 42, None)
+    assert sessions(curl) == []
+
+
+# -- no Consul -------------------------------------------------------------------------------------------------
+
+
+def test_locks_outlive_a_restart_of_consul():
+    with Agent(keeps_data=True) as own, Proxy(own.port) as proxy:
+        curl = Curl(own.url)
+        for key in "abcde":
+            curl.put(key, b"first", 42)
+        with Mount(proxy.address, OPTIONS) as one, Mount(own.address, OPTIONS) as other, Programs() as programs:
+            held, local, remote = programs(one, "a"), programs(one, "a"), programs(other, "a")
+            given, patient, free, impatient = (*(programs(one, key) for key in "bcd"), programs(other, "e"))
+            held(EX)
+            given(EX)
+            local.begin(EX)
+            remote.begin(EX)
+            session = holder(curl, "a")
+            own.stop()
+            assert impatient.error(NB) == errno.EHOSTDOWN
+            patient.begin(EX)
+            given(UN)
+            assert not patient.is_done(1)
+            with proxy.lock:
+                before = len(proxy.requests)
+            own.start()
+            until(lambda: any(REQUESTS["renew"](seen) for seen in proxy.requests[before:]))
+            patient.end()
+            impatient(NB)
+            until(lambda: holder(curl, "b") is None)
+            assert holder(curl, "a") == session
+            assert not any(program.is_done() for program in (local, remote))
+            held(save(b"held"))
+            held(UN)
+            seen = []
+            while len(seen) < 2:
+                program = until(lambda: next((p for p in (local, remote) if p not in seen and p.is_done()), None))
+                program.end()
+                assert not any(p.is_done() for p in (local, remote) if p not in (program, *seen))
+                seen.append(program)
+                program(f"os.pwrite(f, b'%d' % {len(seen)}, os.fstat(f).st_size)")
+                program(UN)
+            free(NB)
+            assert losses(one) == losses(other) == []
+        assert curl.get("a") == b"held12"
+        assert sessions(curl) == []
+        assert {stored(curl, key)[1:] for key in "abcde"} == {(42, None)}
+
+
+def test_consul_hangs_while_locks_are_asked_for_and_given_back(curl, proxied, proxy, programs):
+    for key in "abc":
+        curl.put(key, b"first", 42)
+    given, impatient, patient = (programs(proxied, key) for key in "abc")
+    given(EX)
+    proxy.fault = cut = Cut()
+    assert impatient.error(NB) == errno.ETIMEDOUT
+    patient.begin(EX)
+    given(UN)
+    assert not patient.is_done(1)
+    cut.heal()
+    patient.end()
+    until(lambda: holder(curl, "a") is None)
+    until(lambda: holder(curl, "b") is None)  # the attempt that nobody waits for any more
+    impatient(NB)
+    assert losses(proxied) == []
+
+
+@pytest.mark.parametrize("fault", ["drop", "silence"])
+def test_an_unmount_without_consul_ends(proxy, curl, fault):
+    curl.put("f", b"first", 42)
+    with Mount(proxy.address, OPTIONS) as mount:
+        with Programs() as programs:
+            program = programs(mount)
+            program(EX)
+            program("os.setxattr('f', 'user.consul.ephemeral', b'1')")
+            proxy.fault = cut = Cut() if fault == "silence" else lambda seen: "drop"
+        mount.stop()
+        assert mount.process.returncode == 0
+    if fault == "silence":
+        cut.heal()
+    for each in sessions(curl):
+        destroy_session(curl, each["ID"])
