@@ -107,6 +107,30 @@ def test_a_file_that_is_not_stored_yet(mnt, curl):
     assert curl.keys() == []
 
 
+def test_a_value_that_is_too_large(mnt, curl):
+    """A lock changes hands with the value written twice, and is taken with it once."""
+    for name, size in (("large", 450_000), ("f", 300_000)):
+        (mnt.path / name).write_bytes(b"x" * size)
+    assert failing(lambda: tie(mnt.path / "large")) == errno.ENOLCK
+    untie(mnt.path / "large")
+    f = mnt.path / "f"
+    with Programs() as programs:
+        program = programs(mnt)
+        program(EX)
+        assert failing(lambda: tie(f)) == errno.ENOLCK
+        assert not is_tied(f)
+        program("(os.pwrite(f, b'y', 0), os.fsync(f))")
+        program(UN)
+        tie(f)
+        program(EX)
+        assert failing(lambda: untie(f)) == errno.ENOLCK
+        program(UN)
+    assert is_tied(f)
+    assert curl.get("f") == b"y" + b"x" * 299_999
+    mnt.stop()
+    assert curl.keys() == ["large"]
+
+
 # -- the end of a mount ------------------------------------------------------------------------------------------
 
 

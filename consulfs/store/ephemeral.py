@@ -78,10 +78,13 @@ class Ephemeral:
             if tenure is not None and not tenure.lost and tenure.session != session:
                 record = self._hand_over(key, tenure, session)
             if record is None:
-                got = self._session_lock.take(key, session, {session})
-                if isinstance(got, Refused):
+                try:
+                    got = self._session_lock.take(key, session, {session})
+                    if isinstance(got, Refused):
+                        raise OSError(errno.EBUSY, f"locked by session {got.record.session}")
+                except OSError:  # nothing was sent, or it was refused
                     self._certain(key)
-                    raise OSError(errno.EBUSY, f"locked by session {got.record.session}")
+                    raise
             self._certain(key, tied=True)
 
     def untie(self, key: str) -> bool:
