@@ -18,6 +18,7 @@ from support.agent import Agent, die_with_parent
 from support.curl import Curl
 from support.mount import Mount
 from support.proxy import Proxy
+from support.sessions import destroy_session, make_session
 
 from consulfs import consulate
 
@@ -111,3 +112,11 @@ def counted(proxy: Proxy, curl: Curl) -> Iterator[Mount]:
     """A fresh mount of an empty store that talks through the proxy."""
     with Mount(proxy.address) as mount:
         yield mount
+
+
+@pytest.fixture
+def contender(curl: Curl) -> Iterator[str]:
+    """The session of another client of Consul."""
+    session = make_session(curl)
+    yield session
+    destroy_session(curl, session)

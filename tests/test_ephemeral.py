@@ -10,7 +10,7 @@ import pytest
 from support.mount import Mount
 from support.program import Programs
 from support.proxy import Late, Once
-from support.sessions import acquire, destroy_session, holder, make_session, sessions, stored
+from support.sessions import acquire, destroy_session, holder, sessions, stored
 from support.waiting import until
 
 NAME = "user.consul.ephemeral"
@@ -217,9 +217,8 @@ def test_an_admin_destroys_the_session(agent, curl):
 # -- beside locks ------------------------------------------------------------------------------------------------
 
 
-def test_a_locked_file_is_tied_and_untied_and_free_at_no_time(agent, curl):
+def test_a_locked_file_is_tied_and_untied_and_free_at_no_time(agent, curl, contender):
     curl.put("f", b"value", 42)
-    contender = make_session(curl)
     stop, taken = threading.Event(), []
 
     def contend():

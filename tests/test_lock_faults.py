@@ -290,11 +290,10 @@ REQUESTS = {
 
 @pytest.mark.parametrize("how", ["cut", "drop", "late"])
 @pytest.mark.parametrize("what", REQUESTS)
-def test_a_lock_whose_answers_are_lost(proxy, curl, what, how):
+def test_a_lock_whose_answers_are_lost(proxy, curl, contender, what, how):
     fits = REQUESTS[what]
     fault = Late(fits, 2.5) if how == "late" else Once(fits, how)
     curl.put("f", b"first", 42)
-    contender = make_session(curl)
     with Mount(proxy.address, OPTIONS) as mount, Programs() as programs:
         one, other = programs(mount), programs(mount)
         proxy.fault = fault
@@ -352,22 +351,38 @@ def test_a_late_lock_is_not_taken_when_nobody_wants_it_any_more(proxied, proxy, 
     assert stored(curl, "f") == (b"first", 42, None)
 
 
-def test_a_late_request_spares_anothers_lock(proxied, proxy, curl, programs):
+def test_a_late_lock_takes_nothing(proxied, proxy, curl, contender, programs):
     curl.put("f", b"first", 42)
-    contender = make_session(curl)
     program = programs(proxied)
-    for late in ("lock", "unlock"):
-        proxy.fault = fault = Late(REQUESTS[late], 4)
-        program(EX)
-        program(UN)
-        until(lambda: holder(curl, "f") is None)
-        take(curl, "f", contender, b"first", 42)
-        assert fault.landed.wait(30)
-        time.sleep(0.5)
-        assert holder(curl, "f") == contender
-        assert program.error(NB) == errno.EWOULDBLOCK
-        give(curl, "f", contender, b"first", 42)
-    destroy_session(curl, contender)
+    proxy.fault = fault = Late(REQUESTS["lock"], 4)
+    program(EX)
+    program(UN)
+    take(curl, "f", contender, b"first", 42)
+    give(curl, "f", contender, b"contender's", 42)
+    assert fault.landed.wait(30)
+    time.sleep(0.5)
+    assert stored(curl, "f") == (b"contender's", 42, None)
+
+
+def test_a_late_unlock_frees_nothing(proxied, proxy, curl, contender, programs):
+    for key in "fg":
+        curl.put(key, b"first", 42)
+    here, there = programs(proxied), programs(proxied, "g")
+    here(EX)
+    there(EX)
+    session = holder(curl, "f")
+    proxy.fault = fault = Late(REQUESTS["unlock"], 4)
+    here(UN)
+    here(EX)
+    assert fault.landed.wait(30)
+    time.sleep(0.5)
+    assert stored(curl, "f") == (b"first", 42, session)
+    proxy.fault = fault = Late(REQUESTS["unlock"], 4)
+    there(UN)
+    take(curl, "g", contender, b"contender's", 42)
+    assert fault.landed.wait(30)
+    time.sleep(0.5)
+    assert stored(curl, "g") == (b"contender's", 42, contender)
     assert losses(proxied) == []
 
 
