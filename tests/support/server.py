@@ -6,7 +6,9 @@ from support.agent import Agent
 
 
 class Server(Agent):
-    """Ready when it answers, for it commits nothing; a client when it reaches the leader. Without `join` it has no leader, as long as it is alone.
+    """Ready when it answers, for it commits nothing; a client when it reaches the leader.
+
+    Without `join` it has no leader, as long as it is alone.
 
     :param join: the LAN port of the server that leads
     :param is_client: it has no part in the state, and asks the servers
