@@ -31,6 +31,7 @@ from consulfs.store.locks import Locks
 from consulfs.store.moves import Moves
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
+from consulfs.store.posts import Posts
 from consulfs.store.records import Records
 from consulfs.store.sessionlock import SessionLock
 from consulfs.store.sessions import KeptSession
@@ -152,9 +153,10 @@ def build(prefix: str, mountpoint: str, backend: Backend, patience: Patience, op
     # No lock-delay: others have no work of theirs to wait for, and a host that is back makes such a key at once.
     for_keys = KeptSession(backend, patience, f"{name} ephemeral", "delete", ttl, 0)
     lock = SessionLock(backend, records, patience)
-    locks = Locks(files, records, patience, lock, for_locks, for_keys, binding.MAX_WAITERS)
-    ephemeral = Ephemeral(backend, records, files, locks, lock, for_keys, for_locks)
-    moves = Moves(backend, records, files, locks, patience, times, inodes, flags)
+    posts = Posts(files, records, patience, lock, for_locks, for_keys)
+    locks = Locks(files, records, patience, posts, binding.MAX_WAITERS)
+    ephemeral = Ephemeral(backend, records, files, posts, lock, for_keys, for_locks)
+    moves = Moves(backend, records, files, posts, patience, times, inodes, flags)
     tree = KVTree(prefix, backend, records, files, moves, times)
     uid = os.getuid() if options["uid"] is None else options["uid"]
     gid = os.getgid() if options["gid"] is None else options["gid"]

@@ -149,6 +149,24 @@ def test_one_that_does_not_wait_bears_with_a_holder_that_is_gone(counted, proxy,
         assert errno_of(three, "flock", 1, EX_NB) == errno.EWOULDBLOCK
 
 
+def test_one_that_does_not_wait_bears_with_a_close_that_the_kernel_holds_back(counted, proxy, curl):
+    """Of what it tells of last closes no more than twelve are under way: the next waits for the slowest of them."""
+    slow = [f"slow{number}" for number in range(16)]
+    for key in ["f", *slow]:
+        curl.put(key, b"value")
+    with Locker() as many, Locker() as one, Locker() as two:
+        for number, key in enumerate(slow):
+            many("open", number, counted.path / key)
+            many("flock", number, LOCK_EX)
+        for each in (one, two):
+            each("open", 1, counted.path / "f")
+        one("flock", 1, LOCK_EX)
+        proxy.fault = lambda seen: 0.4 if b'"unlock","Key":"slow' in seen.body else None
+        many.kill()
+        one.kill()
+        two("flock", 1, EX_NB)
+
+
 # -- requests --------------------------------------------------------------------------------------------
 
 

@@ -477,6 +477,33 @@ def test_a_value_too_large_for_a_transaction(agent, curl):
         assert curl.get("large") == value[:10]
 
 
+def test_a_value_does_not_become_too_large_under_its_lock(agent, curl):
+    curl.put("large", b"value", 7)
+    with Mount(agent.address) as mount, Locker() as one:
+        one("open", 1, mount.path / "large")
+        one("flock", 1, LOCK_EX)
+        assert errno_of(one, "pwrite", 1, "x", 399_999) == errno.EFBIG
+        assert errno_of(one, "close", 1) == errno.EFBIG
+        until(lambda: holder(curl, "large") is None)
+        assert (curl.get("large"), curl.flags("large")) == (b"value", 7)
+
+
+def test_a_value_that_others_made_too_large_is_unlocked_when_it_is_smaller_again(agent, curl):
+    curl.put("large", b"value", 7)
+    with Mount(agent.address, "timeout=1") as mount, Locker() as one:
+        one("open", 1, mount.path / "large")
+        one("flock", 1, LOCK_EX)
+        value = os.urandom(400_000)
+        assert curl("PUT", "kv/large?flags=7", value)[0] == 200
+        one("flock", 1, LOCK_UN)  # it is kept in Consul, since an unlock has the value with it
+        assert curl.json("kv/large")[0]["Session"]
+        assert (mount.path / "large").read_bytes() == value
+        assert "large" in mount.log_text()
+        curl.put("large", b"small", 8)
+        until(lambda: holder(curl, "large") is None)
+        assert (curl.get("large"), curl.flags("large")) == (b"small", 8)
+
+
 def test_a_mount_that_only_reads_locks_for_readers(agent, curl):
     curl.put("f", b"value")
     with Mount(agent.address, "ro") as mount, open(mount.path / "f") as file:

@@ -33,7 +33,7 @@ from consulfs.consulate import (
     StaleIndex,
 )
 from consulfs.consulate.api.records import travels_in_url
-from consulfs.consulate.api.txn import Operation
+from consulfs.consulate.api.txn import Operation, encode, operation
 from consulfs.errors import OutOfTime
 from consulfs.store.patience import Patience
 
@@ -96,6 +96,11 @@ class Backend:
             if token_given:
                 raise
             self.acl_enabled = True  # nobody in particular: what the anonymous token may is seen as it is asked for
+
+    def lock_limit(self, key: str) -> int:
+        """The bytes of a value whose lock can change hands in a transaction, which has the value with it."""
+        steps = [operation("check-index", key, index=1 << 63), operation("lock", key, b"", 1 << 63, session="-" * 36)]
+        return max(0, (self.txn_limit - len(encode(steps))) // 4 * 3)
 
     # -- reads -----------------------------------------------------------------------------------------------
 

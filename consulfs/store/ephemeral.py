@@ -19,8 +19,8 @@ from consulfs.consulate import ConsulateException, Record, StaleIndex
 from consulfs.consulate.api.txn import operation
 from consulfs.errors import Interrupted, OutOfTime
 from consulfs.store.backend import Backend, Uncertain
-from consulfs.store.locks import Locks
 from consulfs.store.openfiles import OpenFiles
+from consulfs.store.posts import Posts
 from consulfs.store.records import Records
 from consulfs.store.sessionlock import Refused, SessionLock
 from consulfs.store.sessions import KeptSession
@@ -37,7 +37,7 @@ class Ephemeral:
         backend: Backend,
         records: Records,
         files: OpenFiles,
-        locks: Locks,
+        posts: Posts,
         lock: SessionLock,
         session: KeptSession,
         locks_session: KeptSession,
@@ -45,7 +45,7 @@ class Ephemeral:
         self._backend = backend
         self._records = records
         self._files = files
-        self._locks = locks
+        self._posts = posts
         self._session_lock = lock
         self._session = session
         self._locks_session = locks_session
@@ -71,7 +71,7 @@ class Ephemeral:
         session = self._session.get()
         with self._files.turns.take(key):
             self._settle(key)
-            tenure = self._locks.tenure(key)
+            tenure = self._posts.tenure(key)
             with self._lock:
                 self._doubtful.add(key)
             record = None
@@ -102,7 +102,7 @@ class Ephemeral:
                 raise OSError(errno.EBUSY, f"tied to another mount, by session {record.session}")
             with self._lock:
                 self._doubtful.add(key)
-            tenure = self._locks.tenure(key)
+            tenure = self._posts.tenure(key)
             if tenure is None:
                 self._session_lock.give(key, record.session)
             else:
@@ -118,7 +118,7 @@ class Ephemeral:
             self._certain(key, tied=tenure.session == self._session.current)
             raise
         except BaseException:
-            self._locks.doubt(key)
+            self._posts.doubt(key)
             raise
         if record is not None:
             tenure.session = heir
@@ -129,7 +129,7 @@ class Ephemeral:
         with self._lock:
             doubtful = key in self._doubtful
         if doubtful:
-            self._locks.settle(key)
+            self._posts.settle(key)
 
     def _lost(self, session: str) -> None:
         """The servers have ended the session, and with it the keys."""

@@ -21,10 +21,10 @@ from consulfs.store.backend import BATCH, Backend, Uncertain
 from consulfs.store.cache import lineage
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
-from consulfs.store.locks import Locks
 from consulfs.store.node import Node, Plan, Rename
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
+from consulfs.store.posts import Posts
 from consulfs.store.records import Records
 from consulfs.store.times import Times
 
@@ -42,7 +42,7 @@ class Moves:
         backend: Backend,
         records: Records,
         files: OpenFiles,
-        locks: Locks,
+        posts: Posts,
         patience: Patience,
         times: Times,
         inodes: Inodes,
@@ -51,7 +51,7 @@ class Moves:
         self._backend = backend
         self._records = records
         self._files = files
-        self._locks = locks
+        self._posts = posts
         self._patience = patience
         self._times = times
         self._inodes = inodes
@@ -68,7 +68,7 @@ class Moves:
             node = self._files.find(key)
             if node is not None:
                 self._files.abandon(node)
-            self._locks.removed(key)
+            self._posts.removed(key)
             self._records.cache.removed(key)
             self._times.forget(key)
 

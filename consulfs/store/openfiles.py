@@ -274,12 +274,15 @@ class OpenFiles:
             self._times.touch(node.key)
 
     def _admit(self, handle: Handle, size: int) -> None:
-        """Refuse what would grow the value past the server's limit, and all that this handle did before it."""
+        """Refuse what would grow the value past a limit, and all that this handle did before it."""
         handle.check_fence()
-        if size > self._backend.value_limit:
+        limit = self._backend.value_limit
+        if handle.fence is not None:  # what is larger could not be unlocked any more
+            limit = min(limit, self._backend.lock_limit(handle.node.key))
+        if size > limit:
             handle.failed = errno.EFBIG
             handle.node.discard(handle.number)
-            raise OSError(errno.EFBIG, f"over the server's limit of {self._backend.value_limit} bytes")
+            raise OSError(errno.EFBIG, f"over the limit of {limit} bytes{' of a locked file' * bool(handle.fence)}")
 
     # -- storing ---------------------------------------------------------------------------------------------
 

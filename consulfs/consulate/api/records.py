@@ -127,12 +127,11 @@ class Records(Endpoint):
     ) -> Record:
         """Set value and flags where the key still has ModifyIndex `index` (0: where it does not exist).
 
-        :param session: and only while this session holds the key's lock. A plain PUT checks that alone: it takes the
-            place of what somebody wrote who did not ask for the lock.
+        :param session: and only while this session holds the key's lock
         :param txn_limit: the bytes that the server takes as a transaction's body; over it a plain PUT is used
         :return: the record as it is now; its modify_index is None after a plain PUT, which answers without one
         :raises StaleIndex: the key has another index, or the session does not hold it
-        :raises TooLarge: the value is over the server's limit, or over `txn_limit` under an odd key
+        :raises TooLarge: the value is over the server's limit, or over `txn_limit` with a session or under an odd key
         """
         operations = [operation("cas", key, value, flags, index)]
         if session is not None:
@@ -143,10 +142,9 @@ class Records(Endpoint):
             if len(stored) != len(operations):
                 raise BadAnswer(f"PUT /v1/txn: wanted {len(operations)} records of {key!r}, not {len(stored)}")
             return record_of(stored[-1], value)
+        if session is not None:  # ?acquire= would store it by session alone, and lock a key that was lost meanwhile
+            raise TooLarge(f"{key!r} is locked, and its value is too large for a transaction", 413)
         params: Params = {"cas": index, "flags": flags}
-        if session is not None:  # Consul takes one of the two; and a session that had lost the key would take it again
-            self.txn.execute(operations[:1], timeout=timeout)
-            params = {"acquire": session, "flags": flags}
         answer = self._by_url(key, lambda path: self._write(path, value, params, timeout=timeout))
         if answer is None:
             raise TooLarge(f"{key!r} can be stored by transaction only, and its value is too large for one", 413)
