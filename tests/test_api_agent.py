@@ -1,10 +1,12 @@
 """The agent's endpoints against a real agent, seen with curl and in the files where it keeps what it was told."""
 
+import contextlib
+import itertools
 import json
 import signal
 import subprocess
 import threading
-from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_type_hints
@@ -54,7 +56,7 @@ def website():
         yield website
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving():
     """An HTTP server that answers with its `status`, and remembers what it was asked."""
     asked = []
@@ -190,18 +192,25 @@ def test_tcp_checks_connect(consul, curl, website):
 def test_an_alias_follows_its_service_or_node(consul, curl):
     consul.agent.service.register("web", "web1", ttl=600)
     consul.agent.service.register("front")
-    consul.agent.check.register("as node", alias_node="test")
+
+    names = (f"alias{number}" for number in itertools.count())
+
+    def becomes(wanted, **alias):
+        # A new alias looks at once. An old one may miss a change, and then looks only once a minute.
+        name = next(names)
+        consul.agent.check.register(name, **alias)
+        with contextlib.suppress(AssertionError):
+            return until(lambda: state(curl, name)[0] == wanted, 5) and name
+
     for tell, wanted in (
         (consul.agent.check.ttl_fail, "critical"),
         (consul.agent.check.ttl_pass, "passing"),
         (consul.agent.check.ttl_warn, "warning"),
     ):
         tell("service:web1")
-        # A new alias looks at once, an old one may miss a change and then looks only once a minute.
-        consul.agent.check.register("as web1", alias_service="web1", service_id="front")
-        until(lambda: state(curl, "as web1")[0] == wanted)  # noqa: B023 - called at once
-    until(lambda: state(curl, "as node")[0] == "passing")
-    assert seen(curl, "agent/checks")["as web1"]["ServiceID"] == "front"
+        name = until(partial(becomes, wanted, alias_service="web1", service_id="front"))
+    until(partial(becomes, "passing", alias_node="test"))
+    assert seen(curl, "agent/checks")[name]["ServiceID"] == "front"
 
 
 @pytest.mark.parametrize(

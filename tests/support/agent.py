@@ -157,7 +157,10 @@ class Agent:
         self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Until a write commits: a leader that has not opened its store yet answers some requests."""
+        """Until a write commits, and the node is in the catalog.
+
+        A leader that has not opened its store yet answers some requests.
+        """
         deadline = time.monotonic() + 60
         while not (self.commits() if self.servers == 1 else self.answers()):
             if time.monotonic() > deadline or self.process.poll() is not None:
@@ -169,9 +172,11 @@ class Agent:
 
     def commits(self) -> bool:
         # In one transaction: a server without a leader holds a write back, and may apply it when we have given it up.
-        writes = json.dumps([{"KV": {"Verb": verb, "Key": "-ready-"}} for verb in ("set", "delete")])
+        steps = [{"KV": {"Verb": verb, "Key": "-ready-"}} for verb in ("set", "delete")]
+        # A session needs its node, which an agent enters a moment after its start.
+        steps.append({"Node": {"Verb": "get", "Node": {"Node": self.node}}})
         token = self.config.get("acl", {}).get("tokens", {}).get("master", "")
-        command = ["curl", "-sf", "-m", "2", "-X", "PUT", "-H", f"X-Consul-Token: {token}", "-d", writes]
+        command = ["curl", "-sf", "-m", "2", "-X", "PUT", "-H", f"X-Consul-Token: {token}", "-d", json.dumps(steps)]
         if self.reached_by:
             command += ["--unix-socket", self.reached_by]
         return subprocess.run([*command, f"{self.url}/txn"], capture_output=True).returncode == 0
