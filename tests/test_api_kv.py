@@ -300,10 +300,10 @@ def test_a_lock_with_an_expected_index(consul, curl, sessions):
 def test_a_lock_waits_for_nobody(consul, curl):
     """While the lock-delay of a session that ended runs, it is not to be had; that is no error."""
     gone = consul.session.create(delay="60s")
-    assert consul.kv.acquire_lock("a", gone) is True
+    assert consul.kv.acquire_lock("delayed", gone) is True
     consul.session.destroy(gone)
     mine = consul.session.create()
-    assert consul.kv.acquire_lock("a", mine) is False
+    assert consul.kv.acquire_lock("delayed", mine) is False
     consul.session.destroy(mine)
     with pytest.raises(consulate.UnknownSession, match="invalid session"):
         consul.kv.acquire_lock("b", mine)

@@ -382,7 +382,7 @@ def test_a_lock_that_was_lost_before_its_lost_answer_is_said(curl, proxy):
             return "drop"
         return None
 
-    with through(proxy) as own, pytest.raises(consulate.LockFailure, match="lost"), own.lock.acquire("k") as hold:
+    with through(proxy) as own, pytest.raises(consulate.LockFailure, match="lost"), own.lock.acquire("lost-4") as hold:
         proxy.fault = lose
 
 
