@@ -107,12 +107,9 @@ class SessionLock:
             steps = [operation("unlock", key, known.value, known.flags, session=session)]
             if heir is not None:
                 steps.append(operation("lock", key, known.value, known.flags, session=heir))
-            try:
-                return self._exchange(known, steps)
-            except StaleIndex:
-                self._patience.sleep(random.uniform(0, 0.005))
-            except Uncertain:
-                self._patience.sleep(random.uniform(0, 0.05))
+            done = self._attempt(known, steps)
+            if done is not None:
+                return done
             known = None
 
     def outdate(self, key: str) -> Optional[Record]:
@@ -126,12 +123,9 @@ class SessionLock:
                 return None
             # What is the same as before would keep its index.
             steps = [operation("set", key, known.value, flags) for flags in (known.flags ^ 1, known.flags)]
-            try:
-                return self._exchange(known, steps)
-            except StaleIndex:
-                self._patience.sleep(random.uniform(0, 0.005))
-            except Uncertain:
-                self._patience.sleep(random.uniform(0, 0.05))
+            done = self._attempt(known, steps)
+            if done is not None:
+                return done
 
     def holder(self, key: str) -> Optional[Record]:
         """The record, as a majority of the servers has it."""
@@ -162,6 +156,16 @@ class SessionLock:
         if record is None:
             raise OSError(errno.ESTALE, "deleted by another host")
         return record
+
+    def _attempt(self, known: Record, steps: Sequence[Operation]) -> Optional[Record]:
+        """Run steps; None, after a moment, where the key is another by now, or nobody knows whether they were done."""
+        try:
+            return self._exchange(known, steps)
+        except StaleIndex:
+            self._patience.sleep(random.uniform(0, 0.005))
+        except Uncertain:
+            self._patience.sleep(random.uniform(0, 0.05))
+        return None
 
     def _exchange(self, known: Record, steps: Sequence[Operation]) -> Record:
         """Run steps on a key that still is what was read; the record as it is then."""
