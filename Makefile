@@ -46,6 +46,7 @@ test: $(VENV)/.ready-test
 bench: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/transfer.py
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/waiters.py
 
 lint: $(VENV)/.ready-lint
 	$(VENV)/bin/ruff check .

@@ -98,8 +98,8 @@ class Backend:
             self.acl_enabled = True  # nobody in particular: what the anonymous token may is seen as it is asked for
 
     def lock_limit(self, key: str) -> int:
-        """The bytes of a value whose lock can change hands in a transaction, which has the value with it."""
-        steps = [operation("check-index", key, index=1 << 63), operation("lock", key, b"", 1 << 63, session="-" * 36)]
+        """The bytes of a value that can be unlocked in a transaction, which has the value with it."""
+        steps = [operation("check-index", key, index=1 << 63), operation("unlock", key, b"", 1 << 63, session="-" * 36)]
         return max(0, (self.txn_limit - len(encode(steps))) // 4 * 3)
 
     # -- reads -----------------------------------------------------------------------------------------------
@@ -190,7 +190,10 @@ class Backend:
         )
 
     def renew_session(self, session: str) -> None:
-        """:raises UnknownSession: the server that was asked knows of none"""
+        """Begin a session's TTL anew.
+
+        :raises UnknownSession: the server that was asked knows of none
+        """
         self._read(lambda left: self._consul.session.renew(session, timeout=left))
 
     def session(self, session: str) -> Optional[dict[str, Any]]:
@@ -203,6 +206,7 @@ class Backend:
         return [each["ID"] for each in found if each.get("Name") == name]
 
     def destroy_session(self, session: str) -> None:
+        """End a session; there need not be one."""
         self._read(lambda left: self._consul.session.destroy(session, timeout=left))
 
     # -- rights ----------------------------------------------------------------------------------------------

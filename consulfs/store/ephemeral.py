@@ -53,6 +53,7 @@ class Ephemeral:
         self._tied: set[str] = set()
         self._doubtful: set[str] = set()  # to be tied or untied, and nobody knows: such a key is not to be deleted
         session.listen(self._lost)
+        posts.listen(on_removed=self._certain)
 
     def is_tied(self, record: Record) -> bool:
         """Whether a key ends with a mount, this one or another's."""
@@ -66,7 +67,8 @@ class Ephemeral:
     def tie(self, key: str) -> None:
         """Let a key end with this mount.
 
-        :raises OSError: EBUSY where another has its lock, or its lock-delay runs
+        :raises OSError: EBUSY where another has its lock, or its lock-delay runs; ENOLCK where its value is too large
+            for the transaction, ESTALE where it was deleted
         """
         session = self._session.get()
         with self._files.turns.take(key):
@@ -90,7 +92,7 @@ class Ephemeral:
     def untie(self, key: str) -> bool:
         """Let a key stay; False where it is not tied.
 
-        :raises OSError: EBUSY where it is tied to another mount
+        :raises OSError: EBUSY where it is tied to another mount, ENOLCK where its value is too large
         """
         with self._files.turns.take(key):
             self._settle(key)
@@ -161,6 +163,7 @@ class Ephemeral:
             pass  # somebody has deleted it, and another may stand there
 
     def _certain(self, key: str, tied: bool = False) -> None:
+        """Whether a key is tied is known: after a call that was answered, or since the key is deleted."""
         with self._lock:
             self._doubtful.discard(key)
             (self._tied.add if tied else self._tied.discard)(key)

@@ -55,7 +55,7 @@ class Locks:
         self._lost: dict[tuple[LockOwner, str], set[int]] = {}
         self._waiting = 0
         self._ended = False
-        posts.listen(self._note_loss)
+        posts.listen(on_lost=self._note_loss)
 
     # -- what programs ask for -------------------------------------------------------------------------------
 
@@ -143,12 +143,12 @@ class Locks:
             if self._ended:
                 raise Interrupted
             post = self._posts.at(handle.node.key)
-            had = post.table.holds(claim.owner)
+            had, covered = post.table.holds(claim.owner), post.table.covers(claim)
             if had and not claim.owner.posix:
                 post.table.drop(claim.owner)  # flock(2): a conversion removes the lock and then sets a new one
             blockers = post.table.blockers(claim)
-            if had and not blockers and post.tenure is not None:
-                post.table.grant(claim)
+            if covered and not blockers and post.tenure is not None:
+                post.table.grant(claim)  # no more than was held before
                 self._posts.drive(post)  # less than before may be locked now
                 return None
             refusal = self._why_not(post, claim, blocking, blockers)
@@ -201,6 +201,8 @@ class Locks:
         finally:
             with self._posts.lock:
                 self._waiting -= 1
+        if isinstance(waiter.error, LockLost):
+            self._tell_loss(waiter.handle, waiter.claim.owner)
         if waiter.error is not None:
             raise waiter.error
 

@@ -71,7 +71,18 @@ class LockTable:
         return [held for held in self._claims if held.excludes(claim)]
 
     def holds(self, owner: LockOwner) -> bool:
+        """Whether an owner holds something."""
         return any(claim.owner == owner for claim in self._claims)
+
+    def covers(self, claim: Claim) -> bool:
+        """Whether its owner holds all of it already, by one claim that is as strong."""
+        return any(
+            held.owner == claim.owner
+            and held.exclusive >= claim.exclusive
+            and held.start <= claim.start
+            and claim.end <= held.end
+            for held in self._claims
+        )
 
     def uses(self, handle: int) -> bool:
         """Whether something is held through a handle."""

@@ -4,10 +4,13 @@ A file that somebody has locked, or waits to, has a `Post`: its table of claims,
 mount's `Tenure`. As long as there is something to do for a post, a thread of its own does it: it takes the key's lock
 in Consul, lets those in whose turn it is, and gives the lock back when nobody wants it.
 
-A claim is granted only when the servers have just said that this mount's session holds the key: no clock is trusted.
+A claim that is more than its owner holds already is granted only when the servers have just said that this mount's
+session holds the key: no clock is trusted.
 
 Owner of all posts, and of what they hold: `Posts.lock`, never held across a request or a call into the kernel. A step
-that changes a key's lock in Consul has the turn at the key (`turns.py`), as stores and deletes of it have.
+that changes a key's lock in Consul has the turn at the key besides (`turns.py`), as stores and deletes of it have: so
+that a tenure begins, is given back and changes its session, and a step comes to be unsure, in turn. That a tenure is
+lost may be learnt at any time.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from collections.abc import Iterator
 from typing import Callable, Optional
 
 from consulfs.consulate import ClientError, ConsulateException, RateLimited, Record, UnknownSession
-from consulfs.errors import Interrupted, OutOfTime, WouldBlock
+from consulfs.errors import Interrupted, LockLost, OutOfTime, WouldBlock
 from consulfs.store.backend import Uncertain
-from consulfs.store.locktable import Claim, LockTable
+from consulfs.store.locktable import Claim, LockOwner, LockTable
 from consulfs.store.openfiles import Handle, OpenFiles
 from consulfs.store.patience import SLICE, Patience
 from consulfs.store.records import Records
@@ -123,11 +126,11 @@ class Post:
                 self.waiters.remove(waiter)
                 waiter.settle(WouldBlock())
 
-    def refuse(self, error: BaseException) -> None:
-        """Refuse all who wait."""
-        for waiter in self.waiters:
+    def refuse(self, error: BaseException, owners: Optional[set[LockOwner]] = None) -> None:
+        """Refuse all who wait, or those of them who are among these."""
+        for waiter in [each for each in self.waiters if owners is None or each.claim.owner in owners]:
+            self.waiters.remove(waiter)
             waiter.settle(error)
-        self.waiters.clear()
 
 
 class Posts:
@@ -154,13 +157,23 @@ class Posts:
         self._ephemeral = ephemeral
         self.lock = threading.Lock()
         self._posts: dict[str, Post] = {}
-        self._listeners: list[Callable[[str, list[Claim]], None]] = []
+        self._on_lost: list[Callable[[str, list[Claim]], None]] = []
+        self._on_removed: list[Callable[[str], None]] = []
         session.listen(self._session_lost)
         ephemeral.listen(self._session_lost)
 
-    def listen(self, on_lost: Callable[[str, list[Claim]], None]) -> None:
-        """Have somebody told, holding the lock, which claims were lost on a key."""
-        self._listeners.append(on_lost)
+    def listen(
+        self,
+        on_lost: Optional[Callable[[str, list[Claim]], None]] = None,
+        on_removed: Optional[Callable[[str], None]] = None,
+    ) -> None:
+        """Have somebody told of what happens to keys.
+
+        :param on_lost: which claims on a key were lost; called with the lock held
+        :param on_removed: that this mount has deleted a key
+        """
+        self._on_lost += [on_lost] if on_lost is not None else []
+        self._on_removed += [on_removed] if on_removed is not None else []
 
     @property
     def sessions(self) -> set[str]:
@@ -203,6 +216,8 @@ class Posts:
             if post is not None:
                 post.removed, post.tenure, post.unsure = True, None, None
                 post.refuse(OSError(errno.ESTALE, "deleted; there is no key to lock"))
+        for listener in self._on_removed:
+            listener(key)
 
     def tenure(self, key: str) -> Optional[Tenure]:
         """This mount's hold on a key. The caller has the turn at it."""
@@ -246,15 +261,17 @@ class Posts:
             is_held = post is not None and post.tenure is tenure
             if post is not None and is_held and post.unsure == self._settle:
                 return  # perhaps this mount's other session has it
+            if tenure.lost:
+                return
             tenure.lost = True
-            log.error(
-                "%r: the lock of session %s was lost; what its holders write is refused", tenure.key, tenure.session
-            )
             if post is not None and is_held:
                 claims, post.tenure = post.table.clear(), None
-                for listener in self._listeners:
+                for listener in self._on_lost:
                     listener(post.key, claims)
+                post.refuse(LockLost(), {claim.owner for claim in claims})
                 self.drive(post)
+        words = "%r: the lock of session %s was lost; what its holders write is refused"
+        log.error(words, tenure.key, tenure.session)
         self._files.refuse_lost(tenure.key)
 
     # -- the thread of a post --------------------------------------------------------------------------------
@@ -304,21 +321,22 @@ class Posts:
             final = _is_final(error, step == self._give)
             if not isinstance(error, (OSError, ConsulateException, OutOfTime, Uncertain)):
                 log.exception("%r: the lock's thread failed", post.key)
-        with self.lock:
-            if trouble is not None and post.trouble is None and not final:
-                log.warning("%r: its lock waits for Consul: %s", post.key, trouble)
-            post.trouble = trouble
-            if final and trouble is not None:
-                self._fail(post, step, trouble)
+        if trouble is not None and final:
+            self._fail(post, step, trouble)
+        elif trouble is not None and post.trouble is None:
+            log.warning("%r: its lock waits for Consul: %s", post.key, trouble)
+        post.trouble = trouble
         return trouble is None
 
     def _fail(self, post: Post, step: Callable[[Post], None], error: BaseException) -> None:
-        """A step was refused for good. Wants the lock."""
-        post.unsure = None
+        """A step was refused for good."""
         if step == self._give:
             log.error("%r: its lock is not given back, and stays until the session's end: %s", post.key, error)
-            post.tenure = None
-        post.refuse(error)
+        with self.lock:
+            post.unsure = None
+            if step == self._give:
+                post.tenure = None
+            post.refuse(error)
 
     # -- its steps -------------------------------------------------------------------------------------------
 
@@ -358,7 +376,8 @@ class Posts:
             if post.waiters:
                 self._session_lock.wait(refused.record, lambda: not post.waiters)
         finally:
-            post.barred = False
+            with self.lock:
+                post.barred = False
 
     def _confirm(self, post: Post) -> None:
         """Before the next program has its turn: whether the lock is this mount's still."""

@@ -83,6 +83,8 @@ class SessionLock:
                 if not doubtful:
                     return Refused(known)
                 # A lock-delay refuses one that would be let in later, when nobody may want it any more.
+                if len(known.value) > self._backend.lock_limit(key) // 2:
+                    raise Uncertain("the value is too large to be written twice") from error
                 return Refused(self.outdate(key) or self._look(key))
             except Uncertain:
                 doubtful = True
@@ -97,6 +99,7 @@ class SessionLock:
         """Let another session have a key's lock, without a moment in which it is free; None for nobody.
 
         :return: the record; None where the session did not hold it
+        :raises OSError: ENOLCK where its value is too large for the transaction
         """
         known = self._known(key)
         while True:
@@ -116,6 +119,7 @@ class SessionLock:
         """Change a key's index and nothing else: what was sent before does nothing if it arrives now.
 
         :return: the record, or None where there is none
+        :raises OSError: ENOLCK where the value, which goes in twice, is too large
         """
         while True:
             known = self.holder(key)

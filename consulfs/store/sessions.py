@@ -66,7 +66,8 @@ class KeptSession:
     @property
     def current(self) -> Optional[str]:
         """The session's ID, where there is one."""
-        return self._id
+        with self._changed:
+            return self._id
 
     def get(self) -> str:
         """The session's ID; it is made where there is none.

@@ -8,10 +8,10 @@ from typing import Callable
 
 @dataclass(eq=False)
 class Tenure:
-    """A key's lock, while one of this mount's sessions has it. Changed in the key's turn only.
+    """A key's lock, while one of this mount's sessions has it.
 
-    :ivar session: the ID of the session that holds it
-    :ivar lost: the servers have said that it does not hold it any more
+    :ivar session: the ID of the session that holds it; changed in the key's turn
+    :ivar lost: the servers have said that it does not hold it any more; set by the owner of the posts, at any time
     """
 
     key: str
