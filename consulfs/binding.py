@@ -7,6 +7,7 @@ UTIME_OMIT as odd nanoseconds, and a path that libfuse does not know any more (a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -47,7 +48,9 @@ UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
 
 EXPECTED = frozenset(
     getattr(errno, name)
-    for name in "ENOENT ENODATA EEXIST ENOTEMPTY EISDIR ENOTDIR EROFS EINVAL ENOTSUP EPERM ESTALE ERANGE EINTR".split()
+    for name in (
+        "ENOENT ENODATA EEXIST ENOTEMPTY EISDIR ENOTDIR EROFS EINVAL ENOTSUP EPERM ESTALE ERANGE EINTR EBUSY".split()
+    )
 )
 """What programs get every day and no log needs to tell."""
 
@@ -165,10 +168,9 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
             code = errno_of(error)
             everyday = isinstance(error, OSError) and code in EXPECTED
             if not (everyday or isinstance(error, (Interrupted, Unlogged))):
-                path = next((arg for arg in args if isinstance(arg, bytes)), b"")
                 name = func.__name__.replace("_fuse_3", "")
                 known = code not in (errno.EIO,) or isinstance(error, OSError)
-                log.warning("%s %r: %s: %s", name, _name(path), os.strerror(code), error, exc_info=not known)
+                log.warning("%s %r: %s: %s", name, self._about(args), os.strerror(code), error, exc_info=not known)
             if code == errno.EINTR and not _fuse.fuse_interrupted():
                 # The mount ends. The kernel has flock(2) begin anew after EINTR, which needs a signal: where there
                 # was none, programs got errno 512, which no header knows (measured on Linux 6.18).
@@ -176,6 +178,16 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
             return -code
         finally:
             _thread.in_request = False
+
+    def _about(self, args: tuple[Any, ...]) -> str:
+        """What an operation is about: its path, or the key of its handle, since one that is open comes without."""
+        for arg in args:
+            if isinstance(arg, bytes):
+                return _name(arg)
+            if isinstance(arg, ctypes.POINTER(mfusepy.fuse_file_info)) and arg:
+                with contextlib.suppress(OSError):
+                    return self._fs.key_of(arg.contents.fh)
+        return ""
 
     # -- life ------------------------------------------------------------------------------------------------
 

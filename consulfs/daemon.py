@@ -155,8 +155,8 @@ def build(prefix: str, mountpoint: str, backend: Backend, patience: Patience, op
     lock = SessionLock(backend, records, patience)
     posts = Posts(files, records, patience, lock, for_locks, for_keys)
     locks = Locks(files, records, patience, posts, binding.MAX_WAITERS)
-    ephemeral = Ephemeral(backend, records, files, posts, lock, for_keys, for_locks)
-    moves = Moves(backend, records, files, posts, patience, times, inodes, flags)
+    ephemeral = Ephemeral(backend, records, files, patience, posts, lock, for_keys, for_locks)
+    moves = Moves(backend, records, files, patience, times, inodes, flags)
     tree = KVTree(prefix, backend, records, files, moves, times)
     uid = os.getuid() if options["uid"] is None else options["uid"]
     gid = os.getgid() if options["gid"] is None else options["gid"]
@@ -182,8 +182,10 @@ def mount_options(source: Source, options: Options) -> dict[str, Any]:
 def set_up_logging(options: Options, foreground: bool) -> None:
     """To stderr in the foreground; as a daemon to log_file, else to syslog where there is one."""
     handler: logging.Handler
+    words = "%(levelname)s %(name)s: %(message)s"
     if options["log_file"]:
         handler = logging.FileHandler(options["log_file"])
+        words = "%(asctime)s " + words  # syslog and the journal have a clock of their own
     elif foreground:
         handler = logging.StreamHandler()
     elif os.path.exists("/dev/log"):
@@ -191,7 +193,7 @@ def set_up_logging(options: Options, foreground: bool) -> None:
         handler.ident = f"consulfs[{os.getpid()}]: "
     else:
         handler = logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(words))
     logging.basicConfig(level=options["log_level"].upper(), handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from typing import Optional
 
+from consulfs.errors import Unlogged
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
@@ -231,7 +232,12 @@ class Filesystem:
         self._files.store_all()
         self._patience.begin()
         self._locks.end()
+        self._patience.begin_last()
         self._ephemeral.end()
+
+    def key_of(self, fh: int) -> str:
+        """The key of an open file, for the log."""
+        return self._files.handle(fh).node.key
 
     # -- locks -----------------------------------------------------------------------------------------------
 
@@ -268,7 +274,7 @@ class Filesystem:
             self._locks.release(handle, owner, start, end)
             return
         if not self._has_locks:
-            raise OSError(errno.ENOLCK, "mounted with -o locks=off")
+            raise Unlogged(errno.ENOLCK, "mounted with -o locks=off")
         if exclusive:
             self._check_writable()
         self._locks.acquire(handle, Claim(owner, exclusive, handle.number, pid, start, end), wait)
@@ -322,6 +328,7 @@ class Filesystem:
 
     def _attributes_of_handle(self, fh: int) -> Attributes:
         node = self._files.handle(fh).node
+        self._files.renew(node)
         return self._attributes(File(node.key, node, node.base))
 
     def _stat(self, key: str, mode: int, size: int, mtime: int, ctime: int, links: int = 1) -> Attributes:

@@ -15,11 +15,12 @@ import logging
 import threading
 from typing import Optional
 
-from consulfs.consulate import ConsulateException, Record, StaleIndex
+from consulfs.consulate import ConsulateException, Record, StaleIndex, UnknownSession
 from consulfs.consulate.api.txn import operation
 from consulfs.errors import Interrupted, OutOfTime
 from consulfs.store.backend import Backend, Uncertain
 from consulfs.store.openfiles import OpenFiles
+from consulfs.store.patience import Patience
 from consulfs.store.posts import Posts
 from consulfs.store.records import Records
 from consulfs.store.sessionlock import Refused, SessionLock
@@ -37,6 +38,7 @@ class Ephemeral:
         backend: Backend,
         records: Records,
         files: OpenFiles,
+        patience: Patience,
         posts: Posts,
         lock: SessionLock,
         session: KeptSession,
@@ -45,6 +47,7 @@ class Ephemeral:
         self._backend = backend
         self._records = records
         self._files = files
+        self._patience = patience
         self._posts = posts
         self._session_lock = lock
         self._session = session
@@ -53,7 +56,7 @@ class Ephemeral:
         self._tied: set[str] = set()
         self._doubtful: set[str] = set()  # to be tied or untied, and nobody knows: such a key is not to be deleted
         session.listen(self._lost)
-        posts.listen(on_removed=self._certain)
+        files.listen(on_removed=self._certain)
 
     def is_tied(self, record: Record) -> bool:
         """Whether a key ends with a mount, this one or another's."""
@@ -71,6 +74,13 @@ class Ephemeral:
             for the transaction, ESTALE where it was deleted
         """
         session = self._session.get()
+        try:
+            self._tie(key, session)
+        except UnknownSession:
+            self._session.check(session)  # it was lost, and nobody knew yet
+            self._tie(key, self._session.get())
+
+    def _tie(self, key: str, session: str) -> None:
         with self._files.turns.take(key):
             self._settle(key)
             tenure = self._posts.tenure(key)
@@ -79,6 +89,8 @@ class Ephemeral:
             record = None
             if tenure is not None and not tenure.lost and tenure.session != session:
                 record = self._hand_over(key, tenure, session)
+                if record is None:
+                    tenure.lose()
             if record is None:
                 try:
                     got = self._session_lock.take(key, session, {session})
@@ -145,15 +157,18 @@ class Ephemeral:
         with self._lock:
             tied, doubtful = sorted(self._tied - self._doubtful), sorted(self._doubtful)
         session = self._session.current
-        try:
-            for key in doubtful if session is not None else ():
-                self._session_lock.give(key, session or "")
-            for key in tied if session is not None else ():
-                self._delete(key, session or "")
-        except (ConsulateException, Uncertain, OutOfTime, Interrupted, OSError) as error:
-            log.warning("ephemeral keys stay until the session's TTL ends: %s", error)
-        self._session.end()
-        self._locks_session.end()
+        if session is not None:
+            for key in doubtful + tied:
+                try:
+                    if key in doubtful:
+                        self._session_lock.give(key, session)
+                    else:
+                        self._delete(key, session)
+                except (ConsulateException, Uncertain, OutOfTime, Interrupted, OSError) as error:
+                    log.warning("%r: an ephemeral key that ends with the session's TTL: %s", key, error)
+        for each in (self._session, self._locks_session):
+            self._patience.begin_last()
+            each.end()
 
     def _delete(self, key: str, session: str) -> None:
         try:

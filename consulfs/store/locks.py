@@ -18,11 +18,11 @@ from consulfs.consulate import ConsulateException
 from consulfs.errors import Interrupted, LockLost, OutOfTime, WouldBlock
 from consulfs.store.backend import Uncertain
 from consulfs.store.locktable import END, Claim, LockOwner, deadlocks, first_of
+from consulfs.store.node import Node
 from consulfs.store.openfiles import Handle, OpenFiles
 from consulfs.store.patience import SLICE, Patience
 from consulfs.store.posts import Post, Posts, Waiter
 from consulfs.store.records import Records
-from consulfs.store.tenure import Tenure
 
 GHOST, UNSEEN = 1.0, 0.1
 """Seconds that LOCK_NB waits for a holder whose process is gone (the kernel tells of the last close afterwards, and
@@ -51,8 +51,8 @@ class Locks:
         self._patience = patience
         self._posts = posts
         self._most = most
-        # Who has lost a lock of which key and was not told so yet, and the handles through which it was held.
-        self._lost: dict[tuple[LockOwner, str], set[int]] = {}
+        # Who has lost a lock of which file and was not told so yet, and the handles through which it was held.
+        self._lost: dict[tuple[LockOwner, Node], set[int]] = {}
         self._waiting = 0
         self._ended = False
         posts.listen(on_lost=self._note_loss)
@@ -86,15 +86,15 @@ class Locks:
         self._tell_loss(handle, owner)
         with self._posts.lock:
             post = self._posts.get(handle.node.key)
-            if post is None or not post.table.holds(owner):
+            if post is None or handle.node.gone or not post.table.holds(owner):
                 return  # every close(2) comes here (measured), and costs nothing
-        fence = None
+        fence = False
         try:
             self._files.store(handle.node)
         except (OSError, ConsulateException, Uncertain, OutOfTime, Interrupted):
             if not closing:  # else close(2) itself has told it
                 raise
-            fence = handle.fence
+            fence = True
         with self._posts.lock:
             if post.table.drop(owner, start, end):
                 self._left(post, handle, fence)
@@ -148,16 +148,15 @@ class Locks:
                 post.table.drop(claim.owner)  # flock(2): a conversion removes the lock and then sets a new one
             blockers = post.table.blockers(claim)
             if covered and not blockers and post.tenure is not None:
-                post.table.grant(claim)  # no more than was held before
-                self._posts.drive(post)  # less than before may be locked now
+                post.grant(claim, handle)  # no more than was held before
+                self._posts.drive(post)  # others may have room now
                 return None
             refusal = self._why_not(post, claim, blocking, blockers)
             if refusal is None:
                 waiter = Waiter(claim, handle, blocking)
                 waiter.ghosts = blockers
                 post.waiters.append(waiter)
-            if had and not post.table.uses(handle.number):
-                handle.fence = None
+            post.unfence()
             self._posts.drive(post)
             if refusal is not None:
                 raise refusal
@@ -165,18 +164,18 @@ class Locks:
             return post, waiter
 
     def _has_holder(self, handle: Handle) -> bool:
-        """Whether another program here holds a lock on the file: it stores what it writes when it has finished."""
+        """Whether others here hold a lock on the file: they store what they write when they have finished."""
         with self._posts.lock:
             post = self._posts.get(handle.node.key)
-            return post is not None and any(claim.handle != handle.number for claim in post.table)
+            return post is not None and not post.table.uses(handle.number) and bool(post.table)
 
     def _why_not(self, post: Post, claim: Claim, blocking: bool, blockers: list[Claim]) -> Optional[OSError]:
         """Why a claim is not even to wait."""
         if not blocking:
             return WouldBlock() if post.barred else None
         if claim.owner.posix and blockers:
-            waiting = [(w.claim, p.table.blockers(w.claim)) for p in self._posts for w in p.waiters]
-            if deadlocks(claim, blockers, waiting):
+            posix = [(post, each.claim) for post in self._posts for each in post.waiters if each.claim.owner.posix]
+            if deadlocks(claim, blockers, [(other, post.table.blockers(other)) for post, other in posix]):
                 return OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
         if self._waiting >= self._most:
             return OSError(errno.ENOLCK, f"{self._waiting} locks are waited for already")
@@ -234,20 +233,22 @@ class Locks:
         with self._posts.lock:
             if waiter.done.is_set():
                 return
-            if time.monotonic() >= limit and post.table.blockers(waiter.claim):
+            if time.monotonic() >= limit and post.table.blocks(waiter.claim):
                 raise WouldBlock
         if self._patience.remaining() <= 0:
             raise post.trouble or OutOfTime("no answer in time")
 
     # -- losses ----------------------------------------------------------------------------------------------
 
-    def _note_loss(self, key: str, claims: list[Claim]) -> None:
+    def _note_loss(self, claims: list[Claim]) -> None:
         for claim in claims:
-            self._lost.setdefault((claim.owner, key), set()).add(claim.handle)
+            with contextlib.suppress(OSError):  # one that is closed by now
+                node = self._files.handle(claim.handle).node
+                self._lost.setdefault((claim.owner, node), set()).add(claim.handle)
 
     def _tell_loss(self, handle: Handle, owner: LockOwner) -> None:
         """:raises LockLost: what this owner had locked was lost, and this is the first that it asks for since"""
-        who = (owner, handle.node.key)
+        who = (owner, handle.node)
         with self._posts.lock:
             handles = sorted(self._lost.get(who, ()))
         if not handles:
@@ -261,15 +262,16 @@ class Locks:
 
     # -- unlocking -------------------------------------------------------------------------------------------
 
-    def _left(self, post: Post, handle: Handle, fence: Optional[Tenure] = None) -> None:
+    def _left(self, post: Post, handle: Handle, fence: bool = False) -> None:
         """Something was unlocked through a handle: return when Consul has the lock back, where nobody wants it.
 
         The next may be on another host, or be curl.
 
-        :param fence: under which what the handle has not stored is to be stored still
+        :param fence: whether something of the handle is still to be stored under that lock
         """
-        if not post.table.uses(handle.number):
-            handle.fence = fence
+        if fence:
+            post.fenced.pop(handle.number, None)
+        post.unfence()
         tenure = post.tenure
         self._posts.drive(post)
         self._await(post, lambda post: post.tenure is not tenure or bool(post.table or post.waiters))

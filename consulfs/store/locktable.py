@@ -66,6 +66,10 @@ class LockTable:
     def __iter__(self) -> Iterator[Claim]:
         return iter(self._claims)
 
+    def blocks(self, claim: Claim) -> bool:
+        """Whether something keeps a claim from being granted."""
+        return any(held.excludes(claim) for held in self._claims)
+
     def blockers(self, claim: Claim) -> list[Claim]:
         """What keeps a claim from being granted."""
         return [held for held in self._claims if held.excludes(claim)]

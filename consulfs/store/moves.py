@@ -24,7 +24,6 @@ from consulfs.store.inodes import Inodes
 from consulfs.store.node import Node, Plan, Rename
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
-from consulfs.store.posts import Posts
 from consulfs.store.records import Records
 from consulfs.store.times import Times
 
@@ -42,7 +41,6 @@ class Moves:
         backend: Backend,
         records: Records,
         files: OpenFiles,
-        posts: Posts,
         patience: Patience,
         times: Times,
         inodes: Inodes,
@@ -51,7 +49,6 @@ class Moves:
         self._backend = backend
         self._records = records
         self._files = files
-        self._posts = posts
         self._patience = patience
         self._times = times
         self._inodes = inodes
@@ -65,10 +62,7 @@ class Moves:
         with self._files.turns.take(key):
             with self._patience.steadfast():
                 self._delete(key)
-            node = self._files.find(key)
-            if node is not None:
-                self._files.abandon(node)
-            self._posts.removed(key)
+            self._files.removed(key)
             self._records.cache.removed(key)
             self._times.forget(key)
 
@@ -103,7 +97,7 @@ class Moves:
         try:
             self._backend.settle(operations, lambda: self._records.fresh(prefix) is not None)
         except StaleIndex as error:
-            self._records.cache.forget(prefix)
+            self._records.cache.forget_below(prefix)  # `mkdir -p` looks at it next
             raise OSError(errno.EEXIST, "made by another host") from error
         self._records.cache.stored(Record(prefix, b""))
 
@@ -142,10 +136,10 @@ class Moves:
                     node.settle(record)
 
     def _be_certain(self, key: str) -> None:
-        """Before a rename: what an earlier store of the file sent is there, or is not."""
+        """Before a rename: what an earlier store of the file sent is there, or is not, and what a lock fences."""
         self._files.settle_rename(key)
         node = self._files.find(key)
-        if node is not None and node.doubts:
+        if node is not None and (node.doubts or self._files.is_fenced(node)):
             self._files.store(node)
 
     def _move_record(
@@ -158,7 +152,9 @@ class Moves:
         while True:
             if source is None and not never_stored:
                 raise OSError(errno.ENOENT, "deleted by another host")
-            _check_not_locked(source)
+            if source is not None and source.session is not None:
+                source = self._records.fresh(old)  # it may be free by now
+                _check_not_locked(source)
             value, flags = source.value if source else b"", source.flags if source else 0
             if plan is not None:
                 value = bytes(edits.replay(value, plan.edits))
@@ -316,6 +312,7 @@ class Moves:
         source = self._records.fresh(record.key)
         target = move.standing(record.key)
         while source is not None:
+            _check_not_locked(source)
             rename = move.rename(source, target)
             try:
                 return self._swap(rename)

@@ -99,6 +99,7 @@ class Node:
         self.in_flight: list[Edit] = []
         self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
         self.doubts: list[Doubt] = []
+        self.outdated = False  # another host may have changed it before a lock was taken here
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
 
     @property

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from cachetools import TTLCache
 
@@ -95,8 +95,23 @@ class OpenFiles:
         self._nodes: dict[str, Node] = {}
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
+        self._on_removed: list[Callable[[str], None]] = []
+        self._on_moved: list[Callable[[str, str], None]] = []
         # Renames whose answer never came, under both names.
         self._doubtful: TTLCache[str, Rename] = TTLCache(1 << 12, DOUBT_SECONDS)
+
+    def listen(
+        self,
+        on_removed: Optional[Callable[[str], None]] = None,
+        on_moved: Optional[Callable[[str, str], None]] = None,
+    ) -> None:
+        """Have somebody told of what becomes of names, in their turn.
+
+        :param on_removed: of a key that is deleted
+        :param on_moved: of a file's old name and its new one, where it has taken another's place if one stood there
+        """
+        self._on_removed += [on_removed] if on_removed is not None else []
+        self._on_moved += [on_moved] if on_moved is not None else []
 
     # -- the table -------------------------------------------------------------------------------------------
 
@@ -181,7 +196,8 @@ class OpenFiles:
                 raise OSError(errno.EEXIST, "being created here already")
             return self.open(key, flags, opener)
         if node is not None:
-            self.abandon(node)  # another host deleted it under its readers
+            with self.turns.take(key):
+                self.removed(key)  # another host deleted it under its readers
         record, creation = None, None
         marker = self._records.get(key) if key.endswith("/") else None
         if marker is not None and not marker.carries:
@@ -213,6 +229,7 @@ class OpenFiles:
     # -- content ---------------------------------------------------------------------------------------------
 
     def read(self, handle: Handle, size: int, offset: int) -> bytes:
+        self.renew(handle.node)
         with handle.node.state:
             return bytes(handle.node.content[offset : offset + size])
 
@@ -284,6 +301,22 @@ class OpenFiles:
             handle.node.discard(handle.number)
             raise OSError(errno.EFBIG, f"over the limit of {limit} bytes{' of a locked file' * bool(handle.fence)}")
 
+    def outdate(self) -> None:
+        """What was read before now may be old in files that are open, too: a lock was taken."""
+        with self._lock:
+            for node in self._nodes.values():
+                node.outdated = True
+
+    def renew(self, node: Node) -> None:
+        """Before a file's content is shown: go on from what Consul has, where that may be newer."""
+        if not node.outdated or node.gone:
+            return
+        record = self._records.get(node.key)
+        with node.state:
+            node.outdated = False
+            if record is not None:
+                node.refresh(record)
+
     # -- storing ---------------------------------------------------------------------------------------------
 
     def flush(self, handle: Handle, caller: int) -> None:
@@ -343,8 +376,7 @@ class OpenFiles:
             except Moved:
                 self._patience.sleep(0.01)
             except LockLost:  # less what was written under that lock, it is tried again
-                if not self._lose(node):
-                    self._patience.sleep(0.01)
+                self._patience.sleep(0.01)
 
     def _store(self, node: Node) -> None:
         with self.turn(node):
@@ -356,9 +388,11 @@ class OpenFiles:
             plan.session = self._session_of(plan)
             try:
                 record = self._publisher.publish(node, plan, self.in_doubt)
-            except BaseException:
+            except BaseException as error:
                 with node.state:
                     node.keep(plan)
+                if isinstance(error, LockLost):
+                    self._lose(node, plan.session)
                 raise
             if record is None:
                 self._records.cache.forget(plan.key)
@@ -424,12 +458,15 @@ class OpenFiles:
             with node.state:
                 handle.discard_lost()
 
-    def _lose(self, node: Node) -> bool:
-        """The servers would not store under a lock: it is another's by now; False where that is to be found out yet."""
-        fences = [handle.fence for handle in self._fences(node) if handle.fence is not None]
-        for fence in fences:
-            fence.lose()
-        return all(fence.lost for fence in fences)
+    def _lose(self, node: Node, session: Optional[str]) -> None:
+        """The servers would not store under a lock: it is another's by now."""
+        for handle in self._fences(node):
+            if handle.fence is not None and handle.fence.session == session:
+                handle.fence.lose()
+
+    def is_fenced(self, node: Node) -> bool:
+        """Whether something unsaved is to be stored only while a lock is held."""
+        return bool(self._fences(node))
 
     # -- renames and deletes ---------------------------------------------------------------------------------
 
@@ -443,6 +480,8 @@ class OpenFiles:
         if replaced is not None and replaced is not node:
             with replaced.state:
                 replaced.gone = True
+        for listener in self._on_moved:
+            listener(old, new)
 
     def in_doubt(self, key: str) -> bool:
         """Whether a rename from or to this name was sent and never answered."""
@@ -487,13 +526,15 @@ class OpenFiles:
                 node.pending = node.pending[rename.edits :]
                 node.rebase(target)
 
-    def abandon(self, node: Node) -> None:
-        """The file was deleted: its handles read on and store nothing."""
-        with node.state:
-            node.gone = True
+    def removed(self, key: str) -> None:
+        """A key was deleted: its handles read on and store nothing. The caller has the turn at it."""
         with self._lock:
-            if self._nodes.get(node.key) is node:
-                del self._nodes[node.key]
+            node = self._nodes.pop(key, None)
+        if node is not None:
+            with node.state:
+                node.gone = True
+        for listener in self._on_removed:
+            listener(key)
 
 
 def _report_loss(node: Node, error: Exception) -> None:

@@ -15,6 +15,10 @@ SLICE = 0.04
 """Seconds between two looks at whether the caller was interrupted."""
 
 
+LAST = 2.0
+"""Seconds for each part of a mount's end, when an earlier part had no answer in time."""
+
+
 class Patience:
     """The deadline of the operation that a thread serves. Thread-local: it needs no lock.
 
@@ -33,6 +37,10 @@ class Patience:
         :param limit: seconds, where it may not take the whole timeout
         """
         self._local.deadline = time.monotonic() + min(self.timeout, self.timeout if limit is None else limit)
+
+    def begin_last(self) -> None:
+        """What is done at the end of the mount, whatever came before it: briefly, where that has used up the time."""
+        self.begin(None if self.remaining() > 0 else LAST)
 
     def remaining(self) -> float:
         """Seconds that are left; a thread that serves no operation has the whole timeout."""

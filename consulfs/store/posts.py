@@ -73,6 +73,7 @@ class Post:
     """A file that is locked here, or is to be. Every method wants `Posts.lock`.
 
     :ivar changed: of that lock, notified of every change
+    :ivar fenced: the handles through which something is locked
     :ivar barred: Consul has refused the lock, and the worker waits until it may be free
     :ivar unsure: a step whose answer never came, and which is to be repeated before any other
     :ivar trouble: why the last step failed
@@ -84,6 +85,7 @@ class Post:
         self.key = key
         self.changed = threading.Condition(lock)
         self.table = LockTable()
+        self.fenced: dict[int, Handle] = {}
         self.waiters: list[Waiter] = []
         self.tenure: Optional[Tenure] = None
         self.working = False
@@ -104,15 +106,34 @@ class Post:
     @property
     def may_let_in(self) -> bool:
         """Whether there is somebody whom no program of this mount keeps out."""
-        return any(not self.table.blockers(waiter.claim) for waiter in self.waiters)
+        return any(not self.table.blocks(waiter.claim) for waiter in self.waiters)
+
+    def grant(self, claim: Claim, handle: Handle) -> None:
+        """Enter a claim that nothing blocks."""
+        self.table.grant(claim)
+        handle.fence = self.tenure
+        self.fenced[handle.number] = handle
+        self.unfence()
+
+    def unfence(self) -> None:
+        """Through some handles nothing may be locked any more: what they write is anybody's."""
+        for number, handle in list(self.fenced.items()):
+            if not self.table.uses(number):
+                handle.fence = None
+                del self.fenced[number]
+
+    def vacate(self) -> None:
+        """The file has no name any more: its locks are nothing, and those who wait for one are told."""
+        self.table.clear()
+        self.unfence()
+        self.refuse(OSError(errno.ESTALE, "deleted or replaced; there is no key to lock"))
 
     def let_in(self) -> None:
         """Grant what can be granted, in the order in which it was asked for."""
         for waiter in list(self.waiters):
-            if not self.table.blockers(waiter.claim):
-                self.table.grant(waiter.claim)
+            if not self.table.blocks(waiter.claim):
                 self.waiters.remove(waiter)
-                waiter.handle.fence = self.tenure
+                self.grant(waiter.claim, waiter.handle)
                 self.passes += 1
                 waiter.settle()
         self.refuse_impatient()
@@ -157,23 +178,14 @@ class Posts:
         self._ephemeral = ephemeral
         self.lock = threading.Lock()
         self._posts: dict[str, Post] = {}
-        self._on_lost: list[Callable[[str, list[Claim]], None]] = []
-        self._on_removed: list[Callable[[str], None]] = []
+        self._on_lost: list[Callable[[list[Claim]], None]] = []
         session.listen(self._session_lost)
         ephemeral.listen(self._session_lost)
+        files.listen(self._removed, self._moved)
 
-    def listen(
-        self,
-        on_lost: Optional[Callable[[str, list[Claim]], None]] = None,
-        on_removed: Optional[Callable[[str], None]] = None,
-    ) -> None:
-        """Have somebody told of what happens to keys.
-
-        :param on_lost: which claims on a key were lost; called with the lock held
-        :param on_removed: that this mount has deleted a key
-        """
-        self._on_lost += [on_lost] if on_lost is not None else []
-        self._on_removed += [on_removed] if on_removed is not None else []
+    def listen(self, on_lost: Callable[[list[Claim]], None]) -> None:
+        """Have somebody told, holding the lock, which claims were lost."""
+        self._on_lost.append(on_lost)
 
     @property
     def sessions(self) -> set[str]:
@@ -209,15 +221,31 @@ class Posts:
 
     # -- what others tell ------------------------------------------------------------------------------------
 
-    def removed(self, key: str) -> None:
-        """This mount has deleted a key, and its lock with it. The caller has the turn at it."""
+    def _removed(self, key: str) -> None:
+        """A key was deleted, and its lock with it. The caller has the turn at it."""
         with self.lock:
             post = self._posts.pop(key, None)
             if post is not None:
                 post.removed, post.tenure, post.unsure = True, None, None
-                post.refuse(OSError(errno.ESTALE, "deleted; there is no key to lock"))
-        for listener in self._on_removed:
-            listener(key)
+                post.vacate()
+
+    def _moved(self, old: str, new: str) -> None:
+        """A file has another name, and may have taken another's place. The caller has the turn at both.
+
+        A file that is locked is not renamed: what was locked under the old name was lost, and is told so. The key of
+        the new name keeps its lock, which was another file's.
+        """
+        with self.lock:
+            post = self._posts.get(old)
+            tenure = post.tenure if post is not None else None
+        if tenure is not None:
+            tenure.lose()
+        self._removed(old)
+        with self.lock:
+            post = self._posts.get(new)
+            if post is not None:
+                post.vacate()
+                self.drive(post)
 
     def tenure(self, key: str) -> Optional[Tenure]:
         """This mount's hold on a key. The caller has the turn at it."""
@@ -267,7 +295,8 @@ class Posts:
             if post is not None and is_held:
                 claims, post.tenure = post.table.clear(), None
                 for listener in self._on_lost:
-                    listener(post.key, claims)
+                    listener(claims)
+                post.fenced.clear()
                 post.refuse(LockLost(), {claim.owner for claim in claims})
                 self.drive(post)
         words = "%r: the lock of session %s was lost; what its holders write is refused"
@@ -307,7 +336,7 @@ class Posts:
     def _try(self, post: Post, step: Callable[[Post], None]) -> bool:
         """One step; False where it is to be tried again after a pause."""
         trouble: Optional[BaseException] = None
-        final = False
+        final, doubtful = False, post.unsure is not None
         try:
             step(post)
         except Interrupted:
@@ -318,25 +347,20 @@ class Posts:
                 post.unsure = None
         except Exception as error:
             trouble = error
-            final = _is_final(error, step == self._give)
+            final = isinstance(error, (OSError, ClientError)) and not isinstance(error, RateLimited)
             if not isinstance(error, (OSError, ConsulateException, OutOfTime, Uncertain)):
                 log.exception("%r: the lock's thread failed", post.key)
-        if trouble is not None and final:
-            self._fail(post, step, trouble)
-        elif trouble is not None and post.trouble is None:
+        # Those who wait are told. A lock that is to be given back, or may have been taken, is seen to all the same.
+        told = final and trouble is not None and step != self._give
+        is_news = post.trouble is None and not told and not isinstance(trouble, UnknownSession)
+        if trouble is not None and is_news:
             log.warning("%r: its lock waits for Consul: %s", post.key, trouble)
-        post.trouble = trouble
-        return trouble is None
-
-    def _fail(self, post: Post, step: Callable[[Post], None], error: BaseException) -> None:
-        """A step was refused for good."""
-        if step == self._give:
-            log.error("%r: its lock is not given back, and stays until the session's end: %s", post.key, error)
         with self.lock:
-            post.unsure = None
-            if step == self._give:
-                post.tenure = None
-            post.refuse(error)
+            post.trouble = trouble
+            if told and trouble is not None:
+                post.unsure = post.unsure if doubtful else None
+                post.refuse(trouble)
+        return trouble is None
 
     # -- its steps -------------------------------------------------------------------------------------------
 
@@ -360,9 +384,12 @@ class Posts:
     def _arrive(self, post: Post, record: Record) -> None:
         """The lock is this mount's. What others wrote while they had it must be seen now, in any file."""
         self._records.cache.forget_all()
+        self._files.outdate()
         self._records.cache.stored(record)
         self._refresh(record)
         with self.lock:
+            if record.session not in self.sessions:
+                return  # its session was lost after that answer
             post.tenure = Tenure(post.key, record.session or "", self._lose)
             post.passes, post.since = 0, time.monotonic()
             post.let_in()
@@ -386,10 +413,9 @@ class Posts:
             record = self._session_lock.holder(post.key)
             if tenure is None or post.removed:
                 return
-            if record is None or record.session not in self.sessions:
+            if record is None or record.session != tenure.session:
                 tenure.lose()
                 return
-            tenure.session = record.session
             self._refresh(record)
             with self.lock:
                 if post.tenure is tenure:  # else its session was lost after that answer
@@ -413,6 +439,9 @@ class Posts:
                 post.unsure = None
                 post.tenure = None
                 post.changed.notify_all()
+            if tenure is not None:
+                tenure.lost = True  # what a close could not store under it is not stored under a later one
+                self._files.refuse_lost(post.key)
         if post.waiters:
             self._patience.sleep(ASIDE * random.uniform(0.5, 1.0))
 
@@ -421,13 +450,3 @@ class Posts:
         if node is not None:
             with node.state:
                 node.refresh(record)
-
-
-def _is_final(error: BaseException, is_give: bool) -> bool:
-    """Whether a step was refused for good, and nothing was done; all else may have been done, or may be yet.
-
-    A value that somebody made too large for a transaction while it was locked may become smaller again.
-    """
-    if isinstance(error, OSError):
-        return not (is_give and error.errno == errno.ENOLCK)
-    return isinstance(error, ClientError) and not isinstance(error, RateLimited)

@@ -134,7 +134,7 @@ class KeptSession:
 
     def _keep(self) -> None:
         """The keeper thread: renew until the mount ends."""
-        pause = self._ttl / RENEWALS
+        pause, failing = self._ttl / RENEWALS, False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended, pause)
@@ -147,9 +147,13 @@ class KeptSession:
             self._patience.begin(self._ttl / RENEWALS)
             try:
                 self._renew(session)
+                if failing:
+                    log.warning("Consul answers again: session %s was renewed, or is known to be lost", session)
+                failing = False
             except (ConsulateException, OutOfTime) as error:
-                log.warning("session %s was not renewed: %s", session, error)
-                pause = PAUSE
+                if not failing:
+                    log.warning("session %s was not renewed, which is tried each second: %s", session, error)
+                pause, failing = PAUSE, True
 
     def _renew(self, session: str) -> None:
         try:
