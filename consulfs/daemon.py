@@ -155,7 +155,7 @@ def build(prefix: str, mountpoint: str, backend: Backend, patience: Patience, op
     lock = SessionLock(backend, records, patience)
     posts = Posts(files, records, patience, lock, for_locks, for_keys)
     locks = Locks(files, records, patience, posts, binding.MAX_WAITERS)
-    ephemeral = Ephemeral(backend, records, files, patience, posts, lock, for_keys, for_locks)
+    ephemeral = Ephemeral(backend, files, patience, posts, lock, for_keys, for_locks)
     moves = Moves(backend, records, files, patience, times, inodes, flags)
     tree = KVTree(prefix, backend, records, files, moves, times)
     uid = os.getuid() if options["uid"] is None else options["uid"]

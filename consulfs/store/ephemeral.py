@@ -22,7 +22,6 @@ from consulfs.store.backend import Backend, Uncertain
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.posts import Posts
-from consulfs.store.records import Records
 from consulfs.store.sessionlock import Refused, SessionLock
 from consulfs.store.sessions import KeptSession
 from consulfs.store.tenure import Tenure
@@ -36,7 +35,6 @@ class Ephemeral:
     def __init__(
         self,
         backend: Backend,
-        records: Records,
         files: OpenFiles,
         patience: Patience,
         posts: Posts,
@@ -45,7 +43,6 @@ class Ephemeral:
         locks_session: KeptSession,
     ) -> None:
         self._backend = backend
-        self._records = records
         self._files = files
         self._patience = patience
         self._posts = posts
