@@ -86,7 +86,10 @@ class Locks:
         self._tell_loss(handle, owner)
         with self._posts.lock:
             post = self._posts.get(handle.node.key)
-            if post is None or handle.node.gone or not post.table.holds(owner):
+            if handle.node.gone:  # under its name another file may be locked by this process
+                self._close(post, handle)
+                return
+            if post is None or not post.table.holds(owner):
                 return  # every close(2) comes here (measured), and costs nothing
         fence = False
         try:
@@ -105,10 +108,7 @@ class Locks:
         """A file description is closed: nothing is locked through it any more."""
         with self._posts.lock:
             self._lost = {who: handles for who, handles in self._lost.items() if handles != {handle.number}}
-            post = self._posts.get(handle.node.key)
-            if post is None or not post.table.drop_handle(handle.number):
-                return
-            self._left(post, handle)
+            self._close(self._posts.get(handle.node.key), handle)
 
     def conflict(self, handle: Handle, claim: Claim) -> Optional[Claim]:
         """What would block a claim (F_GETLK); another host's is the whole file's, of process 0."""
@@ -261,6 +261,11 @@ class Locks:
         raise LockLost
 
     # -- unlocking -------------------------------------------------------------------------------------------
+
+    def _close(self, post: Optional[Post], handle: Handle) -> None:
+        """Nothing is locked through a handle any more."""
+        if post is not None and post.table.drop_handle(handle.number):
+            self._left(post, handle)
 
     def _left(self, post: Post, handle: Handle, fence: bool = False) -> None:
         """Something was unlocked through a handle: return when Consul has the lock back, where nobody wants it.

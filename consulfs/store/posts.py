@@ -123,10 +123,10 @@ class Post:
                 del self.fenced[number]
 
     def vacate(self) -> None:
-        """The file has no name any more: its locks are nothing, and those who wait for one are told."""
+        """The key is deleted: its locks are nothing, and those who wait for one are told."""
         self.table.clear()
         self.unfence()
-        self.refuse(OSError(errno.ESTALE, "deleted or replaced; there is no key to lock"))
+        self.refuse(_stale())
 
     def let_in(self) -> None:
         """Grant what can be granted, in the order in which it was asked for."""
@@ -233,7 +233,7 @@ class Posts:
         """A file has another name, and may have taken another's place. The caller has the turn at both.
 
         A file that is locked is not renamed: what was locked under the old name was lost, and is told so. The key of
-        the new name keeps its lock, which was another file's.
+        the new name keeps its lock, and with it those who hold it: an editor may replace a file under its lock.
         """
         with self.lock:
             post = self._posts.get(old)
@@ -244,7 +244,7 @@ class Posts:
         with self.lock:
             post = self._posts.get(new)
             if post is not None:
-                post.vacate()
+                post.refuse(_stale())
                 self.drive(post)
 
     def tenure(self, key: str) -> Optional[Tenure]:
@@ -450,3 +450,7 @@ class Posts:
         if node is not None:
             with node.state:
                 node.refresh(record)
+
+
+def _stale() -> OSError:
+    return OSError(errno.ESTALE, "deleted or replaced: there is no key to lock")
