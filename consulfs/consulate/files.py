@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Optional
@@ -29,9 +29,11 @@ def replacing(path: str, mode: Optional[int] = None, keeps_mode: bool = True) ->
             yield file
         return
     final = os.path.realpath(path)
-    with _naming(path):
-        descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=os.path.dirname(final))
+    # Its name is known before it is there: a signal may come at any moment.
+    temporary = os.path.join(os.path.dirname(final), PREFIX + secrets.token_hex(8))
     try:
+        with _naming(path):
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
             yield file
             with _naming(path):
