@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -154,6 +154,29 @@ def test_a_leader_that_lost_its_session_notices_by_its_beat(two, run, curl, tmp_
     assert sorted(lines(log)[:3]) in (["down one", "up one", "up one"], ["down one", "up one", "up other"])
     assert two[0].log_text().count("was lost") == 1
     end(first)
+
+
+def test_a_leader_is_ended_by_its_number_and_so_is_one_that_waits_to_be(two, run, curl, tmp_path):
+    recipe, log = "A leader", tmp_path / "log"
+    first = run(recipe, two[0], *service("one", log))
+    until(lambda: lines(log) == ["up one"])
+    second, third = [run(recipe, two[1], *service(name, log)) for name in ("two", "three")]
+    until(lambda: has_child(second, "flock") and has_child(third, "flock"))
+    second.terminate()
+    assert outcome(second)[0] == 0  # its output ends, so none that it started is left
+    assert lines(log) == ["up one"]
+    first.terminate()
+    assert outcome(first)[0] == 0
+    until(lambda: lines(log) == ["up one", "down one", "up three"])
+
+
+def has_child(process, name):
+    """Whether a process has a child that runs a command."""
+    for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with suppress(OSError):  # it has ended
+            if Path(f"/proc/{number}/comm").read_text() == name + "\n":
+                return True
+    return False
 
 
 def test_a_rolling_restart_is_on_one_host_at_a_time_and_stops_at_a_failure(two, run, curl, tmp_path):
