@@ -15,6 +15,7 @@ lost may be learnt at any time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
@@ -428,6 +429,10 @@ class Posts:
                 self.settle(post.key)
 
     def _give(self, post: Post) -> None:
+        node = self._files.find(post.key)
+        if node is not None and self._files.is_fenced(node):  # a close could not store it, or was killed
+            with contextlib.suppress(OSError, ConsulateException, OutOfTime, Uncertain):
+                self._files.store(node)
         with self._files.turns.take(post.key):
             tenure = post.tenure
             if tenure is not None and not post.removed and tenure.session != self._ephemeral.current:
@@ -440,7 +445,7 @@ class Posts:
                 post.tenure = None
                 post.changed.notify_all()
             if tenure is not None:
-                tenure.lost = True  # what a close could not store under it is not stored under a later one
+                tenure.lost = True  # what is not stored by now is not stored under a later one
                 self._files.refuse_lost(post.key)
         if post.waiters:
             self._patience.sleep(ASIDE * random.uniform(0.5, 1.0))
