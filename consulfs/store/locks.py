@@ -70,6 +70,7 @@ class Locks:
         self._tell_loss(handle, claim.owner)
         if handle.node.unsaved and (handle.node.base is None or not self._has_holder(handle)):
             self._files.store(handle.node)  # there is no lock on what is not there
+            self._tell_loss(handle, claim.owner)  # which that may have found out
         if handle.node.gone:
             raise OSError(errno.ESTALE, "deleted; there is no key to lock")
         entered = self._enter(handle, claim, blocking)
