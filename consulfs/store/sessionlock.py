@@ -17,7 +17,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional, Union
 
-from consulfs.consulate import Record, StaleIndex, TransactionFailed
+from consulfs.consulate import ClientError, Record, StaleIndex, TransactionFailed
 from consulfs.consulate.api.kv import NOT_NOW
 from consulfs.consulate.api.records import record_of
 from consulfs.consulate.api.txn import Operation, encode, operation
@@ -65,10 +65,15 @@ class SessionLock:
         :raises UnknownSession: there is no such session, or the server has not heard of it yet
         """
         known = self._known(key)
-        sure = False
+        sure, repeated = False, doubtful
         while True:
             if known is None or (known.session is not None and not sure):
-                known, sure = self._look(key), True
+                try:
+                    known, sure = self._look(key), True
+                except ClientError as error:
+                    if doubtful and not repeated:
+                        raise Uncertain(f"it may be locked: {error}") from error
+                    raise
             if known.session in mine:
                 return known
             if known.session is not None:
