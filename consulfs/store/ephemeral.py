@@ -103,6 +103,15 @@ class Ephemeral:
 
         :raises OSError: EBUSY where it is tied to another mount, ENOLCK where its value is too large
         """
+        try:
+            return self._untie(key)
+        except UnknownSession:
+            heir = self._locks_session.current
+            if heir is not None:
+                self._locks_session.check(heir)  # it was lost, and nobody knew yet
+            return self._untie(key)
+
+    def _untie(self, key: str) -> bool:
         with self._files.turns.take(key):
             self._settle(key)
             record = self._session_lock.holder(key)
