@@ -196,12 +196,12 @@ def test_what_a_close_could_not_store_is_not_stored_under_a_later_lock(agent, pr
             other("open", 1, remote.path / "f")
             fcntl.lockf(file, LOCK_EX)
             os.pwrite(file, b"STALE", 0)
-            two.begin_wait("lockf", 1, LOCK_EX)
             other.begin_wait("lockf", 1, LOCK_EX)
             proxy.fault = lambda seen: "drop" if "check-session" in seen.verbs else None
             assert errno_of(os.close, file) == errno.ETIMEDOUT
             proxy.fault = lambda seen: None
             other.end()
+            two.begin_wait("lockf", 1, LOCK_EX)
             store(other, "second")
             other("lockf", 1, LOCK_UN)
             two.end()

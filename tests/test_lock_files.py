@@ -197,7 +197,7 @@ def test_a_lock_goes_to_another_host_though_here_is_always_somebody_who_waits(lo
         for _ in range(ROUNDS):
             waits.begin_wait("flock", 1, LOCK_EX)
             holds("flock", 1, LOCK_UN)
-            until(lambda: waits.has_ended() or there.has_ended())
+            until(lambda waits=waits: waits.has_ended() or there.has_ended())
             if there.has_ended():
                 break
             waits.end()
@@ -213,7 +213,7 @@ def test_any_number_of_keys_can_be_waited_for(mount, other, curl):
     """By more than there are blocking queries, and of a name that no URL can carry."""
     names = {f"key{number}": f"key{number}" for number in range(KEYS)} | {"a//b": "a/%empty/b"}
     assert curl.txn(*({"Verb": "set", "Key": key, "Value": ""} for key in names))
-    until(lambda: all((each.path / name).exists() for each in (mount, other) for name in names.values()))
+    until(lambda: all((each.path / name).exists() for each in (mount, other) for name in ("key0", names["a//b"])))
     with ExitStack() as stack:
         there = stack.enter_context(Locker())
         waiting = []
