@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import threading
-import time
 
 import pytest
 from support.mount import Mount
@@ -327,8 +326,7 @@ def test_a_tie_whose_answers_are_lost(proxied, proxy, curl, what, how, locked):
         assert not is_tied(f)
         assert fault.done
         if how == "late":
-            assert fault.landed.wait(30)
-            time.sleep(0.3)
+            fault.land()
             assert not is_tied(f)
         if locked:
             program("(os.pwrite(f, b'VALUE', 0), os.fsync(f))")
@@ -342,18 +340,11 @@ def test_a_tie_whose_answers_are_lost(proxied, proxy, curl, what, how, locked):
 
 
 def swallowed(proxy, fits, call, seconds=3):
-    """A call that fails, since all that it sends comes to Consul later: when it has, this returns."""
-    landed = []
-
-    def fault(seen):
-        if fits(seen):
-            time.sleep(seconds)
-            landed.append(seen)
-
-    proxy.fault = fault
+    """A call that fails, since all that it sends comes to Consul later. Returns what waits until it has."""
+    proxy.fault = late = Late(fits, seconds, most=100)
     assert failing(call) in (errno.ETIMEDOUT, errno.EAGAIN)
     proxy.fault = lambda seen: None
-    return lambda: until(lambda: landed, 30) and time.sleep(0.5)
+    return late.land
 
 
 def test_a_tie_that_failed_deletes_nothing(proxied, proxy, curl):

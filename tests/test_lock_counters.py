@@ -1,6 +1,5 @@
 """Mutual exclusion, counted: programs on several mounts, and curl, add to one number and none of it is lost."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -155,41 +154,3 @@ def test_each_addition_counts_while_leaders_die(cluster):
         assert int(curl.get("number")) == TOTAL
         assert seen.most == 1
         unmount(curl, four)
-
-
-def test_who_asks_for_a_lock_stores_nothing_that_its_holder_has_half_written(mnt, curl):
-    curl.put("f", b"old")
-    with open(mnt.path / "f", "r+b", buffering=0) as holder, open(mnt.path / "f", "r+b", buffering=0) as other:
-        fcntl.flock(holder, fcntl.LOCK_EX)
-        holder.truncate(0)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert curl.get("f") == b"old"
-        holder.write(b"new")
-        fcntl.flock(holder, fcntl.LOCK_UN)
-        assert curl.get("f") == b"new"
-
-
-def test_who_waits_for_a_lock_does_not_look_each_time_its_holder_writes(counted, proxy, curl):
-    curl.put("lock")
-    with CurlAdder(curl) as holder:
-        holder.take()
-        waiter = subprocess.Popen(["flock", "lock", "true"], cwd=counted.path, preexec_fn=die_with_parent)
-        try:
-            until(lambda: watches(proxy.requests))
-            with proxy.counting() as count:
-                for number in range(10):
-                    seen = watches(proxy.requests)
-                    assert holder.put("lock", b"%d" % number)
-                    until(lambda seen=seen: watches(proxy.requests) > seen)
-            assert holder.put(f"lock?release={holder.session}", b"")
-            assert waiter.wait(60) == 0
-        finally:
-            waiter.kill()
-            waiter.wait()
-    looks = [seen for seen in count.requests if "consistent" in seen.path]
-    assert (watches(count.requests), looks) == (10, [])
-
-
-def watches(requests):
-    return sum("index=" in seen.path for seen in requests)

@@ -10,6 +10,7 @@ from fcntl import F_GETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB,
 import pytest
 from support.locker import OFD_GETLK, OFD_SETLK, Locker, errno_of
 from support.mount import Mount
+from support.sessions import holder, sessions
 from support.waiting import until
 
 
@@ -50,11 +51,6 @@ def placed(mount, curl, key, value=b"", flags=0, name=None):
     path = mount.path / (name or key)
     until(path.exists)
     return path
-
-
-def holder(curl, key):
-    record = curl.record(key)
-    return record and record.get("Session")
 
 
 EX_NB, SH_NB = LOCK_EX | LOCK_NB, LOCK_SH | LOCK_NB
@@ -398,6 +394,18 @@ def test_every_call_is_answered_as_on_a_file_of_the_kernels_own(mount, curl, tmp
     until(lambda: holder(curl, path.name) is None)
 
 
+def test_who_asks_for_a_lock_stores_nothing_that_its_holder_has_half_written(mount, curl):
+    path = placed(mount, curl, "f", b"old")
+    with open(path, "r+b", buffering=0) as one, open(path, "r+b", buffering=0) as other:
+        fcntl.flock(one, LOCK_EX)
+        one.truncate(0)
+        assert errno_of(fcntl.flock, other, EX_NB) == errno.EWOULDBLOCK
+        assert curl.get("f") == b"old"
+        one.write(b"new")
+        fcntl.flock(one, LOCK_UN)
+        assert curl.get("f") == b"new"
+
+
 def test_a_new_file_is_stored_by_its_lock(mount, curl):
     descriptor = os.open(mount.path / "new", os.O_CREAT | os.O_RDWR)
     try:
@@ -536,11 +544,7 @@ def test_locks_of_the_kernel(agent, curl):
             assert errno_of(two, call, 1, EX_NB) == errno.EWOULDBLOCK
             one(call, 1, LOCK_UN)
             two(call, 1, EX_NB)
-        assert not any("consulfs" in each["Name"] and str(mount.path) in each["Name"] for each in sessions(curl))
-
-
-def sessions(curl):
-    return curl.json("session/list")
+        assert sessions(curl, mount) == []
 
 
 def test_a_locked_file_that_is_deleted(lockers, path, mount, curl):

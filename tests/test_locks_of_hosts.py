@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import subprocess
-import threading
 from fcntl import F_GETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
@@ -303,45 +302,3 @@ def test_with_the_right_to_lock_some_keys(guarded):
         file.flush()
         fcntl.flock(file, LOCK_UN)
     assert (admin.get("open/f"), admin.flags("open/f"), holder(admin, "open/f")) == (b"VALUE", 5, None)
-
-
-def test_locks_and_writes_of_all_sides_at_once(mounts, curl):
-    """Each key has the last value that was written at the end, and its flags."""
-    keys = [f"storm{number}" for number in range(3)]
-    for number, key in enumerate(keys):
-        curl.put(key, b"0", flags=number + 1)
-    until(lambda: all((each.path / keys[-1]).exists() for each in mounts))
-    stop = threading.Event()
-    failures = []
-
-    def lock(mount, key, how):
-        with open(mount.path / key) as file:
-            while not stop.is_set():
-                try:
-                    fcntl.flock(file, how)
-                    fcntl.flock(file, LOCK_UN)
-                except OSError as error:
-                    failures.append(error)
-
-    threads = [
-        threading.Thread(target=lock, args=(mount, key, how))
-        for mount in mounts
-        for key in keys
-        for how in (LOCK_EX, LOCK_SH)
-    ]
-    for each in threads:
-        each.start()
-    try:
-        for number in range(1, 31):
-            (mounts[number % 2].path / keys[0]).write_text(str(number))
-            curl("PUT", f"kv/{keys[1]}?flags=2", str(number).encode())
-    finally:
-        stop.set()
-        for each in threads:
-            each.join(60)
-    assert failures == []
-    assert [(curl.get(key), curl.flags(key), holder(curl, key)) for key in keys] == [
-        (b"30", 1, None),
-        (b"30", 2, None),
-        (b"0", 3, None),
-    ]

@@ -1,7 +1,6 @@
 """Consul away, slow, or silent: every operation ends in time with the right errno, and nothing is lost."""
 
 import errno
-import fcntl
 import os
 import subprocess
 import threading
@@ -12,7 +11,6 @@ from support.agent import Agent
 from support.curl import Curl
 from support.mount import Mount
 from support.proxy import Once, Proxy
-from support.waiting import until
 
 
 @pytest.fixture
@@ -189,17 +187,3 @@ def test_acknowledged_writes_survive_outages(own):
     assert len(acknowledged) == 10
     for key, number in acknowledged.items():
         assert int(stored[key]) >= number
-
-
-def test_a_lock_that_could_not_be_given_back_and_was_lost_meanwhile_is_had_again(agent, proxy, curl):
-    curl.put("F", b"x")
-    with Mount(proxy.address, "timeout=1,lock_ttl=10s,lock_delay=0s") as mount:
-        with open(mount.path / "F") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            session = curl.record("F")["Session"]
-            proxy.fault = lambda seen: None if "/session/" in seen.path else "drop"
-            fcntl.flock(file, fcntl.LOCK_UN)
-            assert curl("PUT", f"session/destroy/{session}")[0] == 200
-            until(lambda: "was lost" in mount.log_text())  # a renewal tells, before the lock was given back
-            proxy.fault = lambda seen: None
-        assert mount.ok("flock -w 20 F echo had") == "had\n"

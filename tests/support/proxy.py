@@ -15,10 +15,14 @@ READ_VERBS = {"get", "get-tree", "check-index", "check-session", "check-not-exis
 
 
 class Seen:
-    """One request that went through."""
+    """One request that went through.
+
+    :ivar landed: whether Consul has done it
+    """
 
     def __init__(self, method: str, path: str, body: bytes) -> None:
         self.method, self.path, self.body = method, path, body
+        self.landed = threading.Event()
 
     @property
     def verbs(self) -> list[str]:
@@ -30,6 +34,18 @@ class Seen:
         if self.verbs:
             return any(verb not in READ_VERBS for verb in self.verbs)
         return self.method in ("PUT", "DELETE") and self.path.startswith("/v1/kv")
+
+    @property
+    def is_watch(self) -> bool:
+        return "index=" in self.path
+
+    @property
+    def is_renewal(self) -> bool:
+        return self.path.startswith("/v1/session/renew/")
+
+    @property
+    def makes_session(self) -> bool:
+        return self.path.startswith("/v1/session/create")
 
     def __repr__(self) -> str:
         return f"{self.method} {self.path} {self.body[:150]!r}"
@@ -54,22 +70,32 @@ class Once:
 
 
 class Late:
-    """A fault for the first request that fits: it reaches Consul so many seconds later.
+    """A fault for requests that fit: they reach Consul so many seconds later.
 
-    :ivar landed: whether it has
+    :param most: so many of them at most
     """
 
-    def __init__(self, fits: Callable[[Seen], bool], seconds: float) -> None:
-        self.once, self.seconds, self.landed = Once(fits, True), seconds, threading.Event()
+    def __init__(self, fits: Callable[[Seen], bool], seconds: float, most: int = 1) -> None:
+        self.fits, self.seconds, self.most = fits, seconds, most
+        self.late: list[Seen] = []
+        self.lock = threading.Lock()
 
     def __call__(self, seen: Seen) -> None:
-        if self.once(seen):
-            time.sleep(self.seconds)
-            self.landed.set()
+        with self.lock:
+            if len(self.late) == self.most or not self.fits(seen):
+                return
+            self.late.append(seen)
+        time.sleep(self.seconds)
 
     @property
     def done(self) -> bool:
-        return self.once.done
+        return bool(self.late)
+
+    def land(self) -> None:
+        """Until Consul has done what came late."""
+        assert self.done
+        for seen in self.late:
+            assert seen.landed.wait(60), seen
 
 
 class Cut:
@@ -145,6 +171,7 @@ class Proxy:
             status, headers, text = fault[0], [], fault[1]
         else:
             status, headers, text = self.forward(request, body)
+            seen.landed.set()
         if fault == "cut":
             return self.hang_up(request)
         request.send_response_only(status)

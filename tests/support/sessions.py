@@ -11,8 +11,10 @@ from support.curl import Curl
 from support.mount import Mount
 
 
-def sessions(curl: Curl) -> list[dict]:
-    return curl.json("session/list?consistent")
+def sessions(curl: Curl, mount: Mount | None = None) -> list[dict]:
+    """All there are, or those of a mount."""
+    found = curl.json("session/list?consistent")
+    return [each for each in found if mount is None or str(mount.path) in each["Name"]]
 
 
 def make_session(curl: Curl, **more: str) -> str:
@@ -27,8 +29,8 @@ def destroy_session(curl: Curl, session: str) -> None:
 
 
 def holder(curl: Curl, key: str) -> str | None:
-    """The ID of the session that holds a key."""
-    return curl.json(f"kv/{key}?consistent")[0].get("Session")
+    """The ID of the session that holds a key; None where there is none, or no such key."""
+    return (curl.record(key) or {}).get("Session")
 
 
 def acquire(curl: Curl, key: str, session: str) -> bool:
@@ -54,7 +56,7 @@ def _lock(curl: Curl, path: str, value: bytes) -> bool:
 
 def stored(curl: Curl, key: str) -> tuple[bytes, int, str | None]:
     """(value, flags, the session that holds it)."""
-    record = curl.json(f"kv/{key}?consistent")[0]
+    record = curl.record(key)
     return base64.b64decode(record["Value"] or ""), record["Flags"], record.get("Session")
 
 
@@ -62,7 +64,7 @@ def unmount(curl: Curl, mounts: Iterable[Mount]) -> None:
     """End mounts; none leaves a session."""
     for mount in mounts:
         mount.stop()
-        assert not [each for each in curl.json("session/list") if str(mount.path) in each["Name"]]
+        assert sessions(curl, mount) == []
 
 
 class Sessions:
