@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support.agent import Agent, die_with_parent
 from support.curl import Curl
-from support.mount import Mount
+from support.mount import SOON_LOST, Mount
 from support.proxy import Proxy
 from support.sessions import destroy_session, make_session
 
@@ -111,6 +111,13 @@ def proxy(agent: Agent) -> Iterator[Proxy]:
 def counted(proxy: Proxy, curl: Curl) -> Iterator[Mount]:
     """A fresh mount of an empty store that talks through the proxy."""
     with Mount(proxy.address) as mount:
+        yield mount
+
+
+@pytest.fixture
+def proxied(proxy: Proxy, curl: Curl) -> Iterator[Mount]:
+    """The same, and it soon takes an answer for lost."""
+    with Mount(proxy.address, SOON_LOST) as mount:
         yield mount
 
 

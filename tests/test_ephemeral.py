@@ -4,25 +4,17 @@ import errno
 import os
 import signal
 import threading
+from contextlib import contextmanager
 
 import pytest
-from support.mount import Mount
-from support.program import Programs
+from support.errors import errno_of
+from support.mount import SOON_LOST, Mount
+from support.program import EX, NB, UN, Programs
 from support.proxy import Late, Once
 from support.sessions import acquire, destroy_session, holder, sessions, stored
 from support.waiting import until
 
 NAME = "user.consul.ephemeral"
-
-OPTIONS = "timeout=2,lock_ttl=10s,lock_delay=0s"
-
-EX, NB, UN = "fcntl.flock(f, LOCK_EX)", "fcntl.flock(f, LOCK_EX | LOCK_NB)", "fcntl.flock(f, LOCK_UN)"
-
-
-def failing(call):
-    with pytest.raises(OSError) as caught:
-        call()
-    return caught.value.errno
 
 
 def tie(path):
@@ -41,10 +33,6 @@ def is_tied(path):
         return False
 
 
-def losses(mount):
-    return [line for line in mount.log_text().splitlines() if "was lost" in line]
-
-
 # -- the attribute -----------------------------------------------------------------------------------------------
 
 
@@ -52,15 +40,15 @@ def test_the_attribute(mnt, curl):
     curl.put("f", b"value", 42)
     f = mnt.path / "f"
     assert not is_tied(f)
-    assert failing(lambda: os.removexattr(f, NAME)) == errno.ENODATA
+    assert errno_of(lambda: os.removexattr(f, NAME)) == errno.ENODATA
     for value in (b"", b"2", b"yes", b"01", b"-1"):
-        assert failing(lambda value=value: os.setxattr(f, NAME, value)) == errno.EINVAL, value
+        assert errno_of(lambda value=value: os.setxattr(f, NAME, value)) == errno.EINVAL, value
     untie(f)
-    assert sessions(curl) == []
-    assert failing(lambda: os.setxattr(f, NAME, b"1", os.XATTR_REPLACE)) == errno.ENODATA
+    assert sessions(curl, mnt) == []
+    assert errno_of(lambda: os.setxattr(f, NAME, b"1", os.XATTR_REPLACE)) == errno.ENODATA
     os.setxattr(f, NAME, b"1\n", os.XATTR_CREATE)
     assert is_tied(f)
-    assert failing(lambda: os.setxattr(f, NAME, b"1", os.XATTR_CREATE)) == errno.EEXIST
+    assert errno_of(lambda: os.setxattr(f, NAME, b"1", os.XATTR_CREATE)) == errno.EEXIST
     os.setxattr(f, NAME, b"1", os.XATTR_REPLACE)
     assert os.listxattr(f) == ["user.consul.flags"]
     assert os.getxattr(f, "user.consul.session").decode() == holder(curl, "f")
@@ -71,8 +59,8 @@ def test_the_attribute(mnt, curl):
     untie(f)
     assert stored(curl, "f") == (b"value", 42, None)
     os.mkdir(mnt.path / "d")
-    assert failing(lambda: tie(mnt.path / "d")) == errno.ENOTSUP
-    assert failing(lambda: tie(mnt.path / "none")) == errno.ENOENT
+    assert errno_of(lambda: tie(mnt.path / "d")) == errno.ENOTSUP
+    assert errno_of(lambda: tie(mnt.path / "none")) == errno.ENOENT
 
 
 def test_a_copy_is_plain_and_the_file_stays_tied_whoever_writes(mnt, curl):
@@ -110,19 +98,19 @@ def test_a_value_that_is_too_large(mnt, curl):
     """A lock changes hands with the value written twice, and is taken with it once."""
     for name, size in (("large", 450_000), ("f", 300_000)):
         (mnt.path / name).write_bytes(b"x" * size)
-    assert failing(lambda: tie(mnt.path / "large")) == errno.ENOLCK
+    assert errno_of(lambda: tie(mnt.path / "large")) == errno.ENOLCK
     untie(mnt.path / "large")
     f = mnt.path / "f"
     with Programs() as programs:
         program = programs(mnt)
         program(EX)
-        assert failing(lambda: tie(f)) == errno.ENOLCK
+        assert errno_of(lambda: tie(f)) == errno.ENOLCK
         assert not is_tied(f)
         program("(os.pwrite(f, b'y', 0), os.fsync(f))")
         program(UN)
         tie(f)
         program(EX)
-        assert failing(lambda: untie(f)) == errno.ENOLCK
+        assert errno_of(lambda: untie(f)) == errno.ENOLCK
         program(UN)
     assert is_tied(f)
     assert curl.get("f") == b"y" + b"x" * 299_999
@@ -143,7 +131,7 @@ def test_a_mount_that_ends_takes_them_along_at_once(agent, curl, how):
             for name in ("kept", "locked", "others"):
                 tie(mount.path / name)
             programs(mount, "locked")(EX)
-            assert len(sessions(curl)) == 2
+            assert len(sessions(curl, mount)) == 2
             untie(mount.path / "kept")
             os.unlink(mount.path / "others")
             (other.path / "others").write_bytes(b"another's")
@@ -155,12 +143,12 @@ def test_a_mount_that_ends_takes_them_along_at_once(agent, curl, how):
         mount.stop()
         assert curl.tree() == {"kept": b"value", "present/": b"", "others": b"another's"}
         assert stored(curl, "kept") == (b"value", 42, None)
-        assert len(sessions(curl)) == 1
-    assert sessions(curl) == []
+        assert [len(sessions(curl, each)) for each in (mount, other)] == [0, 1]
+    assert sessions(curl, mount) == sessions(curl, other) == []
     assert curl.tree() == {"kept": b"value", "present/": b""}
 
 
-def test_a_daemon_that_is_killed(agent, curl):
+def test_the_locks_and_ephemeral_files_of_a_killed_daemon(agent, curl):
     """Its locks are free and its ephemeral files gone when the servers have missed it for long enough."""
     for key in ("locked", "plain", "kept", "tied", "both"):
         curl.put(key, b"value", 42)
@@ -173,7 +161,7 @@ def test_a_daemon_that_is_killed(agent, curl):
                 program(EX)
             holders[0]("(os.ftruncate(f, 0), os.pwrite(f, b'saved', 0), os.fsync(f))")
             untie(mount.path / "kept")
-            assert len(sessions(curl)) == 2
+            assert len(sessions(curl, mount)) == 2
             assert os.getxattr(other.path / "tied", NAME) == b"1"
             waiters = [others(other, name) for name in ("locked", "plain", "kept")]
             for waiter in waiters:
@@ -189,50 +177,60 @@ def test_a_daemon_that_is_killed(agent, curl):
             assert stored(curl, "locked")[:2] == (b"saved", 42)
             assert stored(curl, "plain")[:2] == stored(curl, "kept")[:2] == (b"value", 42)
             assert not is_tied(other.path / "kept")
-            assert len(sessions(curl)) == 1
-    assert sessions(curl) == []
+            assert [len(sessions(curl, each)) for each in (mount, other)] == [0, 1]
+    assert sessions(curl, mount) == sessions(curl, other) == []
     assert [stored(curl, key)[2] for key in ("locked", "plain", "kept")] == [None] * 3
 
 
 def test_an_admin_destroys_the_session(agent, curl):
     for key in ("one", "other", "kept"):
         curl.put(key, b"value", 42)
-    with Mount(agent.address, OPTIONS) as mount:
+    with Mount(agent.address, SOON_LOST) as mount:
         for name in ("one", "other", "kept"):
             tie(mount.path / name)
         untie(mount.path / "kept")
         destroy_session(curl, holder(curl, "one"))
         assert curl.tree() == {"kept": b"value"}
-        [line] = until(lambda: losses(mount))
+        [line] = until(lambda: mount.losses())
         assert "'one', 'other'" in line
         until(lambda: os.listdir(mount.path) == ["kept"])
         mount.ok(f"echo again > one; setfattr -n {NAME} -v 1 one")
         assert is_tied(mount.path / "one")
-        assert losses(mount) == [line]
+        assert mount.losses() == [line]
     assert curl.tree() == {"kept": b"value"}
-    assert sessions(curl) == []
+    assert sessions(curl, mount) == []
 
 
 # -- beside locks ------------------------------------------------------------------------------------------------
 
 
-def test_a_locked_file_is_tied_and_untied_and_free_at_no_time(agent, curl, contender):
-    curl.put("f", b"value", 42)
+@contextmanager
+def contending(curl, contender):
+    """Somebody tries to take the lock all the time, and never gets it."""
     stop, taken = threading.Event(), []
 
     def contend():
-        while not stop.is_set():
+        while not (stop.is_set() or taken):
             if acquire(curl, "f", contender):
                 taken.append(stored(curl, "f"))
-                return
 
-    with Mount(agent.address, OPTIONS) as mount, Programs() as programs:
+    thread = threading.Thread(target=contend)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+    assert taken == []
+
+
+def test_a_locked_file_is_tied_and_untied_and_free_at_no_time(agent, curl, contender):
+    curl.put("f", b"value", 42)
+    with Mount(agent.address, SOON_LOST) as mount, Programs() as programs:
         program = programs(mount)
         program(EX)
         locked, f = holder(curl, "f"), mount.path / "f"
-        thread = threading.Thread(target=contend)
-        thread.start()
-        try:
+        with contending(curl, contender):
             for number in range(20):
                 tie(f)
                 assert is_tied(f)
@@ -241,22 +239,25 @@ def test_a_locked_file_is_tied_and_untied_and_free_at_no_time(agent, curl, conte
                 untie(f)
                 assert not is_tied(f)
                 assert stored(curl, "f") == (b"%05d" % number, 42, locked)
-        finally:
-            stop.set()
-            thread.join(60)
-        assert taken == []
+        assert mount.losses() == []
+
+
+def test_a_tied_file_is_locked_and_unlocked(agent, curl):
+    curl.put("f", b"value", 42)
+    with Mount(agent.address, SOON_LOST) as mount, Programs() as programs:
+        program, f = programs(mount), mount.path / "f"
+        program(EX)
         tie(f)
         program(UN)
         assert is_tied(f)
         program(NB)
         untie(f)
-        assert len(sessions(curl)) == 3
+        assert len(sessions(curl, mount)) == 2
         program(UN)
-        assert stored(curl, "f") == (b"00019", 42, None)
-        assert losses(mount) == []
-    destroy_session(curl, contender)
-    assert stored(curl, "f") == (b"00019", 42, None)
-    assert sessions(curl) == []
+        assert stored(curl, "f") == (b"value", 42, None)
+        assert mount.losses() == []
+    assert stored(curl, "f") == (b"value", 42, None)
+    assert sessions(curl, mount) == []
 
 
 def test_what_other_mounts_may_do(agent, curl):
@@ -271,10 +272,10 @@ def test_what_other_mounts_may_do(agent, curl):
         here(UN)
         assert there.error(NB) == errno.EWOULDBLOCK
         for call in (tie, untie, lambda path: os.removexattr(path, NAME)):
-            assert failing(lambda call=call: call(other.path / "tied")) == errno.EBUSY
+            assert errno_of(lambda call=call: call(other.path / "tied")) == errno.EBUSY
         elsewhere(EX)
         assert not is_tied(one.path / "locked")
-        assert failing(lambda: tie(one.path / "locked")) == errno.EBUSY
+        assert errno_of(lambda: tie(one.path / "locked")) == errno.EBUSY
         untie(one.path / "locked")
         elsewhere(UN)
         there.begin(EX)
@@ -283,27 +284,26 @@ def test_what_other_mounts_may_do(agent, curl):
         assert not there.is_done(1)
         untie(one.path / "tied")
         there.end()
-        assert failing(lambda: tie(one.path / "tied")) == errno.EBUSY
+        assert errno_of(lambda: tie(one.path / "tied")) == errno.EBUSY
         there(UN)
         tie(other.path / "tied")
-        assert len(sessions(curl)) == 4
+        assert len(sessions(curl, one)) == len(sessions(curl, other)) == 2
     assert curl.tree() == {"locked": b"value"}
-    assert sessions(curl) == []
+    assert sessions(curl, one) == sessions(curl, other) == []
 
 
 # -- answers that never come, or late --------------------------------------------------------------------------
 
 
 @pytest.fixture
-def proxied(proxy, curl):
-    """A mount that soon takes an answer for lost."""
+def proxied(proxied, curl):
+    """With a file."""
     curl.put("f", b"value", 42)
-    with Mount(proxy.address, OPTIONS) as mount:
-        yield mount
+    return proxied
 
 
 REQUESTS = {
-    "session": lambda seen: seen.path.startswith("/v1/session/create"),
+    "session": lambda seen: seen.makes_session,
     "tie": lambda seen: "lock" in seen.verbs,
     "untie": lambda seen: "unlock" in seen.verbs,
 }
@@ -332,17 +332,18 @@ def test_a_tie_whose_answers_are_lost(proxied, proxy, curl, what, how, locked):
             program("(os.pwrite(f, b'VALUE', 0), os.fsync(f))")
             program(UN)
         assert stored(curl, "f") == (b"VALUE" if locked else b"value", 42, None)
-        assert len({each["Name"] for each in sessions(curl)}) == 1 + locked  # one that is made late ends by its TTL
-        assert losses(proxied) == []
+        # One that is made late ends by its TTL.
+        assert len({each["Name"] for each in sessions(curl, proxied)}) == 1 + locked
+        assert proxied.losses() == []
     proxied.stop()
     assert stored(curl, "f") == (b"VALUE" if locked else b"value", 42, None)
-    assert sessions(curl) == []
+    assert sessions(curl, proxied) == []
 
 
 def swallowed(proxy, fits, call, seconds=3):
     """A call that fails, since all that it sends comes to Consul later. Returns what waits until it has."""
     proxy.fault = late = Late(fits, seconds, most=100)
-    assert failing(call) in (errno.ETIMEDOUT, errno.EAGAIN)
+    assert errno_of(call) in (errno.ETIMEDOUT, errno.EAGAIN)
     proxy.fault = lambda seen: None
     return late.land
 
@@ -353,7 +354,7 @@ def test_a_tie_that_failed_deletes_nothing(proxied, proxy, curl):
     land()
     proxied.stop()
     assert stored(curl, "f") == (b"value", 42, None)
-    assert sessions(curl) == []
+    assert sessions(curl, proxied) == []
 
 
 def test_a_late_tie_does_not_undo_an_untie(proxied, proxy, curl):
@@ -393,5 +394,5 @@ def test_a_lock_survives_a_late_change_of_its_session(proxied, proxy, curl, firs
         program("(os.pwrite(f, b'Value', 0), os.fsync(f))")
         untie(f)
         program(UN)
-        assert losses(proxied) == []
+        assert proxied.losses() == []
         assert stored(curl, "f") == (b"Value", 42, None)

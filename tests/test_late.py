@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from support.errors import errno_of
 from support.mount import Mount
 
 TIMEOUT = 2
@@ -46,17 +47,11 @@ def taken_over(proxy, curl, key):
     proxy.fault = fault
 
 
-def failing(call):
-    with pytest.raises(OSError) as caught:
-        call()
-    return caught.value.errno
-
-
 def test_a_late_delete_spares_what_came_after_it(quick, proxy, curl):
     curl.put("f", b"old")
     quick.ok("cat f")
     holding(proxy, TIMEOUT + 1)
-    assert failing(lambda: os.unlink(quick.path / "f")) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.unlink(quick.path / "f")) == errno.ETIMEDOUT
     released(proxy)
     (quick.path / "f").write_bytes(b"acknowledged")
     time.sleep(TIMEOUT)
@@ -68,7 +63,7 @@ def test_a_late_rename_spares_what_came_after_it(quick, proxy, curl):
     curl.put("g", b"G")
     quick.ok("cat f g")
     holding(proxy, TIMEOUT + 1)
-    assert failing(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
     released(proxy)
     (quick.path / "g").write_bytes(b"acknowledged")
     time.sleep(TIMEOUT)
@@ -89,7 +84,7 @@ def doubtful_append(mount, proxy, curl, key):
     descriptor = os.open(mount.path / key, os.O_WRONLY | os.O_APPEND)
     os.write(descriptor, b"two\n")
     holding(proxy, TIMEOUT + 0.5)
-    assert failing(lambda: os.fsync(descriptor)) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.fsync(descriptor)) == errno.ETIMEDOUT
     released(proxy)
     time.sleep(1)
     return descriptor
@@ -114,7 +109,7 @@ def test_a_doubtful_append_of_a_large_value_is_stored_once(quick, proxy, curl):
     os.fsync(descriptor)
     os.write(descriptor, b"two\n")
     holding(proxy, TIMEOUT + 0.5)
-    assert failing(lambda: os.fsync(descriptor)) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.fsync(descriptor)) == errno.ETIMEDOUT
     released(proxy)
     time.sleep(1)
     os.close(descriptor)
@@ -233,7 +228,7 @@ def test_a_directory_rename_spares_what_another_host_makes_there(counted, proxy,
                 curl.put("e/k50", b"another host's")
 
     proxy.fault = fault
-    assert failing(lambda: os.rename(counted.path / "d", counted.path / "e")) == errno.EEXIST
+    assert errno_of(lambda: os.rename(counted.path / "d", counted.path / "e")) == errno.EEXIST
     released(proxy)
     values = list(curl.tree().values())
     assert (values.count(b"mine"), values.count(b"another host's")) == (60, 1)
@@ -325,7 +320,7 @@ def test_a_rename_that_timed_out_and_landed(quick, proxy, curl, beyond):
     descriptor = os.open(quick.path / "f", os.O_WRONLY | os.O_APPEND)
     os.write(descriptor, b"two\n")
     holding(proxy, TIMEOUT + beyond)
-    assert failing(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
     released(proxy)
     time.sleep(1.5)
     os.write(descriptor, b"three\n")
@@ -342,7 +337,7 @@ def test_a_directory_rename_that_timed_out_and_landed(quick, proxy, curl):
         descriptors.append(os.open(quick.path / f"d/log{number}", os.O_WRONLY | os.O_APPEND))
         os.write(descriptors[-1], b"two\n")
     holding(proxy, TIMEOUT + 0.5)
-    assert failing(lambda: os.rename(quick.path / "d", quick.path / "e")) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.rename(quick.path / "d", quick.path / "e")) == errno.ETIMEDOUT
     released(proxy)
     time.sleep(1.5)
     for descriptor in descriptors:
@@ -355,7 +350,7 @@ def test_a_late_rename_of_a_file_that_was_stored_meanwhile(quick, proxy, curl):
     descriptor = os.open(quick.path / "f", os.O_CREAT | os.O_WRONLY)
     os.write(descriptor, b"v1")
     holding(proxy, TIMEOUT + 1)
-    assert failing(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
+    assert errno_of(lambda: os.rename(quick.path / "f", quick.path / "g")) == errno.ETIMEDOUT
     released(proxy)
     os.write(descriptor, b"v2")
     os.close(descriptor)

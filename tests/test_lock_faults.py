@@ -1,4 +1,7 @@
-"""Locks when something breaks: a mount is cut off, a session is destroyed, answers never come, Consul is away."""
+"""Locks when something breaks: a mount is cut off, a session is destroyed, answers never come, Consul is away.
+
+What becomes of the locks of a daemon that is killed is told in test_ephemeral.py.
+"""
 
 import errno
 import os
@@ -9,30 +12,19 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from support.agent import Agent
+from support.agent import Agent, die_with_parent
 from support.curl import Curl
-from support.mount import COMMAND, Mount
-from support.program import Programs
+from support.mount import COMMAND, SOON_LOST, Mount
+from support.program import EX, NB, UN, Programs
 from support.proxy import Cut, Late, Once, Proxy
 from support.server import Server
 from support.sessions import acquire, destroy_session, give, holder, make_session, sessions, stored, take
 from support.waiting import until
 
-OPTIONS = "timeout=2,lock_ttl=10s,lock_delay=1s"
-
-EX, NB, UN = "fcntl.flock(f, LOCK_EX)", "fcntl.flock(f, LOCK_EX | LOCK_NB)", "fcntl.flock(f, LOCK_UN)"
-
 
 def save(value):
     """An expression that stores a value."""
     return f"(os.pwrite(f, {value!r}, 0), os.ftruncate(f, {len(value)}), os.fsync(f))"
-
-
-@pytest.fixture
-def proxied(proxy, curl):
-    """A mount that soon takes an answer for lost."""
-    with Mount(proxy.address, OPTIONS) as mount:
-        yield mount
 
 
 @pytest.fixture
@@ -42,17 +34,13 @@ def programs():
         yield programs
 
 
-def losses(mount):
-    return [line for line in mount.log_text().splitlines() if "was lost" in line]
-
-
 # -- cut off ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def by_proxy(agent):
     """What the mount sends is swallowed."""
-    with Proxy(agent.port) as proxy, Mount(proxy.address, OPTIONS) as mount:
+    with Proxy(agent.port) as proxy, Mount(proxy.address, SOON_LOST) as mount:
         cut = Cut()
         yield mount, lambda: setattr(proxy, "fault", cut), cut.heal
 
@@ -60,7 +48,7 @@ def by_proxy(agent):
 @contextmanager
 def by_agent(agent):
     """Its agent stops, and does late what it was asked for meanwhile."""
-    with Server("client", agent.serf, is_client=True) as own, Mount(own.address, OPTIONS) as mount:
+    with Server("client", agent.serf, is_client=True) as own, Mount(own.address, SOON_LOST) as mount:
         yield mount, own.freeze, own.resume
 
 
@@ -80,7 +68,7 @@ def by_namespace(agent):
         ip("-n", name, "link", "set", "eth0", "up")
         ip("link", "set", name, "up")
         command = ("nsenter", f"--net=/run/netns/{name}", COMMAND)
-        with Mount(f"{agent.host}:{agent.port}", OPTIONS, command) as mount:
+        with Mount(f"{agent.host}:{agent.port}", SOON_LOST, command) as mount:
             yield mount, lambda: ip("link", "set", name, "down"), lambda: ip("link", "set", name, "up")
     finally:
         ip("netns", "del", name)
@@ -144,7 +132,7 @@ class CutOff:
         first["during"](save(b"third"))
         first["during"]("os.close(f)")
         assert stored(self.curl, f"{self.name}/during") == (b"third", 42, None)
-        told = losses(self.mount)
+        told = self.mount.losses()
         assert len(told) == len(self.KEYS), told
         assert all(sum(f"{self.name}/{key}" in line for line in told) == 1 for key in self.KEYS), told
 
@@ -195,7 +183,7 @@ def test_an_admin_destroys_the_session(agent, curl):
             waiter.begin(EX)
         session = holder(curl, "f")
         destroy_session(curl, session)
-        until(lambda: losses(mount))
+        until(lambda: mount.losses())
         assert first.error("os.pwrite(f, b'late', 0)") == errno.EIO
         assert first.error("os.fsync(f)") == errno.EIO
         plain("os.pwrite(f, b'plain', 0)")
@@ -216,8 +204,8 @@ def test_an_admin_destroys_the_session(agent, curl):
         first(save(b"last"))
         first("os.close(f)")
         assert stored(curl, "f") == (b"last", 42, None)
-        assert len(losses(mount)) == 1
-    assert sessions(curl) == []
+        assert len(mount.losses()) == 1
+    assert sessions(curl, mount) == []
 
 
 def test_what_was_written_under_a_lost_lock_is_never_stored(agent, curl):
@@ -230,7 +218,7 @@ def test_what_was_written_under_a_lost_lock_is_never_stored(agent, curl):
             program(EX)
             program("os.pwrite(f, b'lost', 0)")
         destroy_session(curl, holder(curl, "a"))
-        until(lambda: len(losses(mount)) == 3)
+        until(lambda: len(mount.losses()) == 3)
         for key in "abc":
             curl.put(key, b"another host's", 43)
         assert one.error("os.pwrite(f, b'lost', 0)") == errno.EIO
@@ -252,7 +240,7 @@ def test_a_lock_that_is_lost_while_it_is_given_back(proxied, proxy, curl, progra
     proxy.fault = lambda seen: None if "/session/" in seen.path else "drop"
     program(UN)
     destroy_session(curl, holder(curl, "f"))
-    until(lambda: losses(proxied))
+    until(lambda: proxied.losses())
     time.sleep(3)  # the attempt that is under way ends, and another begins
     proxy.fault = lambda seen: None
     program(EX)
@@ -263,12 +251,12 @@ def test_a_lock_that_is_lost_while_it_is_given_back(proxied, proxy, curl, progra
 # -- answers that never come, or late --------------------------------------------------------------------------
 
 REQUESTS = {
-    "session": lambda seen: seen.path.startswith("/v1/session/create"),
+    "session": lambda seen: seen.makes_session,
     "lock": lambda seen: "lock" in seen.verbs,
     "store": lambda seen: "check-session" in seen.verbs,
     "read": lambda seen: seen.method == "GET" and seen.path.startswith("/v1/kv/f?consistent"),
     "unlock": lambda seen: "unlock" in seen.verbs,
-    "renew": lambda seen: seen.path.startswith("/v1/session/renew"),
+    "renew": lambda seen: seen.is_renewal,
 }
 
 
@@ -278,42 +266,48 @@ def test_a_lock_whose_answers_are_lost(proxy, curl, contender, what, how):
     fits = REQUESTS[what]
     fault = Late(fits, 2.5) if how == "late" else Once(fits, how)
     curl.put("f", b"first", 42)
-    with Mount(proxy.address, OPTIONS) as mount, Programs() as programs:
+    with Mount(proxy.address, SOON_LOST) as mount, Programs() as programs:
         one, other = programs(mount), programs(mount)
         proxy.fault = fault
+
+        def renewed():
+            # The first one's answer is lost, the next one's is not.
+            return fault.done and sum(seen.is_renewal for seen in proxy.requests) > 1
+
         for value in (b"one", b"two"):
-            one(EX)
-            assert not acquire(curl, "f", contender)
-            assert other.error(NB) == errno.EWOULDBLOCK
-            one("os.pwrite(f, b'lost', 0)")
-            other.begin(EX)
-            one(save(value))
-            if what == "renew":
-                until(lambda: fault.done)
-                until(lambda: sum(REQUESTS["renew"](seen) for seen in proxy.requests) > 1)
-            one(UN)
-            other.end()
-            assert other("os.pread(f, 9, 0)") == value
-            assert not acquire(curl, "f", contender)
-            other(save(value + b"!"))
-            other(UN)
-            until(lambda: holder(curl, "f") is None)
-            take(curl, "f", contender, value + b"!", 42)
-            assert one.error(NB) == errno.EWOULDBLOCK
-            give(curl, "f", contender, b"contender's", 42)
-        assert fault.done
+            take_turns(curl, one, other, contender, value, renewed if what == "renew" else lambda: True)
         if how == "late":
             fault.land()
+        assert fault.done
         assert stored(curl, "f") == (b"contender's", 42, None)
         one(EX)
         one(save(b"last"))
         one(UN)
-        assert losses(mount) == []
-        names = {each["Name"] for each in sessions(curl)}
-        assert len(names - {""}) == 1  # one that is made late ends by its TTL
-    destroy_session(curl, contender)
+        assert mount.losses() == []
+        assert len({each["Name"] for each in sessions(curl, mount)}) == 1  # one that is made late ends by its TTL
     assert stored(curl, "f") == (b"last", 42, None)
-    assert sessions(curl) == []
+    assert sessions(curl, mount) == []
+
+
+def take_turns(curl, one, other, contender, value, goes_on):
+    """Two programs of a mount, and another host's session, have the lock one after another."""
+    one(EX)
+    assert not acquire(curl, "f", contender)
+    assert other.error(NB) == errno.EWOULDBLOCK
+    one("os.pwrite(f, b'lost', 0)")
+    other.begin(EX)
+    one(save(value))
+    until(goes_on)
+    one(UN)
+    other.end()
+    assert other("os.pread(f, 9, 0)") == value
+    assert not acquire(curl, "f", contender)
+    other(save(value + b"!"))
+    other(UN)
+    until(lambda: holder(curl, "f") is None)
+    take(curl, "f", contender, value + b"!", 42)
+    assert one.error(NB) == errno.EWOULDBLOCK
+    give(curl, "f", contender, b"contender's", 42)
 
 
 def test_a_late_lock_is_not_taken_when_nobody_wants_it_any_more(proxied, proxy, curl, programs):
@@ -362,7 +356,7 @@ def test_a_late_unlock_frees_nothing(proxied, proxy, curl, contender, programs):
     take(curl, "g", contender, b"contender's", 42)
     fault.land()
     assert stored(curl, "g") == (b"contender's", 42, contender)
-    assert losses(proxied) == []
+    assert proxied.losses() == []
 
 
 ADD = """
@@ -388,7 +382,7 @@ def test_a_counter_is_exact_whatever_becomes_of_the_answers(agent, proxy, curl):
     with Mount(proxy.address, "timeout=30") as one, Mount(agent.address, "timeout=30") as other:
         proxy.fault = fault
         adders = [
-            subprocess.Popen([sys.executable, "-c", ADD, str(times)], cwd=mount.path)
+            subprocess.Popen([sys.executable, "-c", ADD, str(times)], cwd=mount.path, preexec_fn=die_with_parent)
             for mount, times in ((one, 20), (one, 20), (one, 20), (other, 40))
         ]
         try:
@@ -398,56 +392,78 @@ def test_a_counter_is_exact_whatever_becomes_of_the_answers(agent, proxy, curl):
                 adder.kill()
                 adder.wait()
         proxy.fault = lambda seen: None
-        assert losses(one) == losses(other) == []
+        assert one.losses() == other.losses() == []
     assert stored(curl, "counter") == (b"100", 42, None)
-    assert sessions(curl) == []
+    assert sessions(curl, one) == sessions(curl, other) == []
 
 
 # -- no Consul -------------------------------------------------------------------------------------------------
 
 
-def test_locks_outlive_a_restart_of_consul():
+@pytest.fixture
+def restarted():
+    """An agent that keeps its data, the proxy before it, and two mounts: one by the proxy."""
     with Agent(keeps_data=True) as own, Proxy(own.port) as proxy:
         curl = Curl(own.url)
         for key in "abcde":
             curl.put(key, b"first", 42)
-        with Mount(proxy.address, OPTIONS) as one, Mount(own.address, OPTIONS) as other, Programs() as programs:
-            held, local, remote = programs(one, "a"), programs(one, "a"), programs(other, "a")
-            given, patient, free, impatient = (*(programs(one, key) for key in "bcd"), programs(other, "e"))
-            held(EX)
-            given(EX)
-            local.begin(EX)
-            remote.begin(EX)
-            session = holder(curl, "a")
-            own.stop()
-            assert impatient.error(NB) == errno.EHOSTDOWN
-            patient.begin(EX)
-            given(UN)
-            assert not patient.is_done(1)
-            with proxy.lock:
-                before = len(proxy.requests)
-            own.start()
-            until(lambda: any(REQUESTS["renew"](seen) for seen in proxy.requests[before:]))
-            patient.end()
-            impatient(NB)
-            until(lambda: holder(curl, "b") is None)
-            assert holder(curl, "a") == session
-            assert not any(program.is_done() for program in (local, remote))
-            held(save(b"held"))
-            held(UN)
-            seen = []
-            while len(seen) < 2:
-                program = until(lambda: next((p for p in (local, remote) if p not in seen and p.is_done()), None))
-                program.end()
-                assert not any(p.is_done() for p in (local, remote) if p not in (program, *seen))
-                seen.append(program)
-                program(f"os.pwrite(f, b'%d' % {len(seen)}, os.fstat(f).st_size)")
-                program(UN)
-            free(NB)
-            assert losses(one) == losses(other) == []
-        assert curl.get("a") == b"held12"
+        with Mount(proxy.address, SOON_LOST) as one, Mount(own.address, SOON_LOST) as other:
+            yield own, proxy, one, other
         assert sessions(curl) == []
         assert {stored(curl, key)[1:] for key in "abcde"} == {(42, None)}
+
+
+def restart(own, proxy):
+    """Start the agent again, until a session of the proxy's mount is renewed."""
+    with proxy.lock:
+        before = len(proxy.requests)
+    own.start()
+    until(lambda: any(seen.is_renewal for seen in proxy.requests[before:]))
+
+
+def test_what_is_asked_of_locks_while_consul_restarts_is_done_afterwards(restarted):
+    own, proxy, one, other = restarted
+    curl = Curl(own.url)
+    with Programs() as programs:
+        given, patient, free, impatient = (*(programs(one, key) for key in "bcd"), programs(other, "e"))
+        given(EX)
+        own.stop()
+        assert impatient.error(NB) == errno.EHOSTDOWN
+        patient.begin(EX)
+        given(UN)
+        assert not patient.is_done(1)
+        restart(own, proxy)
+        patient.end()
+        impatient(NB)
+        until(lambda: holder(curl, "b") is None)
+        free(NB)
+        assert one.losses() == other.losses() == []
+
+
+def test_locks_outlive_a_restart_of_consul(restarted):
+    own, proxy, one, other = restarted
+    curl = Curl(own.url)
+    with Programs() as programs:
+        held, *waiters = programs(one, "a"), programs(one, "a"), programs(other, "a")
+        held(EX)
+        for each in waiters:
+            each.begin(EX)
+        session = holder(curl, "a")
+        own.stop()
+        restart(own, proxy)
+        assert holder(curl, "a") == session
+        assert not any(each.is_done() for each in waiters)
+        held(save(b"held"))
+        held(UN)
+        for number in (1, 2):
+            first = until(lambda: next((each for each in waiters if each.is_done()), None))
+            first.end()
+            waiters.remove(first)
+            assert not any(each.is_done() for each in waiters)
+            first(f"os.pwrite(f, b'%d' % {number}, os.fstat(f).st_size)")
+            first(UN)
+        assert one.losses() == other.losses() == []
+    assert curl.get("a") == b"held12"
 
 
 def test_consul_hangs_while_locks_are_asked_for_and_given_back(curl, proxied, proxy, programs):
@@ -465,21 +481,21 @@ def test_consul_hangs_while_locks_are_asked_for_and_given_back(curl, proxied, pr
     until(lambda: holder(curl, "a") is None)
     until(lambda: holder(curl, "b") is None)  # the attempt that nobody waits for any more
     impatient(NB)
-    assert losses(proxied) == []
+    assert proxied.losses() == []
 
 
 @pytest.mark.parametrize("fault", ["drop", "silence"])
 def test_an_unmount_without_consul_ends(proxy, curl, fault):
     curl.put("f", b"first", 42)
-    with Mount(proxy.address, OPTIONS) as mount:
+    cut = Cut()
+    with ExitStack() as stack:
+        mount = stack.enter_context(Mount(proxy.address, SOON_LOST))
+        stack.callback(lambda: [destroy_session(curl, each["ID"]) for each in sessions(curl, mount)])
+        stack.callback(cut.heal)
         with Programs() as programs:
             program = programs(mount)
             program(EX)
             program("os.setxattr('f', 'user.consul.ephemeral', b'1')")
-            proxy.fault = cut = Cut() if fault == "silence" else lambda seen: "drop"
+            proxy.fault = cut if fault == "silence" else lambda seen: "drop"
         mount.stop()
         assert mount.process.returncode == 0
-    if fault == "silence":
-        cut.heal()
-    for each in sessions(curl):
-        destroy_session(curl, each["ID"])

@@ -9,7 +9,8 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
 from support.agent import die_with_parent
-from support.locker import Locker, errno_of, waits_for_mount
+from support.errors import errno_of
+from support.locker import Locker, waits_for_mount
 from support.sessions import holder
 from support.waiting import until
 

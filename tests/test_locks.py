@@ -8,7 +8,8 @@ import random
 from fcntl import F_GETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
-from support.locker import OFD_GETLK, OFD_SETLK, Locker, errno_of
+from support.errors import errno_of
+from support.locker import OFD_GETLK, OFD_SETLK, Locker
 from support.mount import Mount
 from support.sessions import holder, sessions
 from support.waiting import until

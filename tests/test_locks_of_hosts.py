@@ -11,7 +11,8 @@ from fcntl import F_GETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 import pytest
 from support.agent import Agent
 from support.curl import Curl
-from support.locker import Locker, errno_of
+from support.errors import errno_of
+from support.locker import Locker
 from support.mount import Mount
 from support.waiting import until
 

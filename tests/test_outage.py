@@ -9,6 +9,7 @@ import time
 import pytest
 from support.agent import Agent
 from support.curl import Curl
+from support.errors import errno_of
 from support.mount import Mount
 from support.proxy import Once, Proxy
 
@@ -18,12 +19,6 @@ def own():
     """An agent of the test's own, which keeps its data while it is stopped."""
     with Agent() as agent:
         yield agent
-
-
-def failing(call):
-    with pytest.raises(OSError) as caught:
-        call()
-    return caught.value.errno
 
 
 def test_consul_stopped_and_back():
@@ -45,7 +40,7 @@ def test_consul_stopped_and_back():
             lambda: os.setxattr(mount.path / "f", "user.consul.flags", b"1"),
             lambda: os.fsync(writer.fileno()),
         ):
-            assert failing(call) == errno.EHOSTDOWN
+            assert errno_of(call) == errno.EHOSTDOWN
         own.start()
         assert mount.ok("cat f kept; echo new > h; cat h") == "textkept\nnew\n"
         writer.close()
@@ -58,8 +53,8 @@ def test_consul_hangs(own):
         curl.put("f", b"text")
         own.freeze()
         try:
-            assert failing(lambda: os.stat(mount.path / "f")) == errno.ETIMEDOUT
-            assert failing(lambda: os.listdir(mount.path)) == errno.ETIMEDOUT
+            assert errno_of(lambda: os.stat(mount.path / "f")) == errno.ETIMEDOUT
+            assert errno_of(lambda: os.listdir(mount.path)) == errno.ETIMEDOUT
         finally:
             own.resume()
         assert mount.ok("cat f") == "text"
@@ -68,8 +63,8 @@ def test_consul_hangs(own):
 def test_no_leader(own):
     with Proxy(own.port) as proxy, Mount(proxy.address, "timeout=1") as mount:
         proxy.fault = lambda seen: (500, b"No cluster leader")
-        assert failing(lambda: os.stat(mount.path / "f")) == errno.EIO
-        assert failing(lambda: (mount.path / "f").write_bytes(b"x")) == errno.EIO
+        assert errno_of(lambda: os.stat(mount.path / "f")) == errno.EIO
+        assert errno_of(lambda: (mount.path / "f").write_bytes(b"x")) == errno.EIO
         proxy.fault = lambda seen: None
         mount.ok("echo x > f")
         assert Curl(own.url).tree() == {"f": b"x\n"}
@@ -129,7 +124,7 @@ def test_an_append_whose_answer_is_lost_is_not_repeated_behind_anothers(counted,
 
 def test_an_uncertain_exclusive_create_fails(counted, proxy, curl):
     proxy.fault = Once(lambda seen: seen.is_write, "cut")
-    assert failing(lambda: os.open(counted.path / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY)) == errno.EIO
+    assert errno_of(lambda: os.open(counted.path / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY)) == errno.EIO
 
 
 def test_a_large_value_whose_answer_is_lost(counted, proxy, curl):

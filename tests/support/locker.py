@@ -88,12 +88,3 @@ def waits_for_mount(pid: int | str) -> bool:
         return Path(f"/proc/{pid}/wchan").read_text() == "request_wait_answer"
     except OSError:
         return False  # it has ended
-
-
-def errno_of(call, *arguments):
-    """What a call fails with; 0 where it does not."""
-    try:
-        call(*arguments)
-    except OSError as error:
-        return error.errno
-    return 0

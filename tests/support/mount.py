@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,10 @@ COMMAND = str(Path(sys.executable).with_name("consulfs"))
 
 LIMIT = 60
 """Seconds after which a command of a test has hung."""
+
+
+SOON_LOST = "timeout=2,lock_ttl=10s,lock_delay=1s"
+"""Options by which an answer is soon taken for lost, and so is a lock."""
 
 
 class Mount:
@@ -100,6 +103,10 @@ class Mount:
         self.log.seek(0)
         return self.log.read().decode("utf-8", "replace")
 
+    def losses(self) -> list[str]:
+        """What it has said of locks and ephemeral files that it lost."""
+        return [line for line in self.log_text().splitlines() if "was lost" in line]
+
     def sh(self, script: str, **kwargs: object) -> subprocess.CompletedProcess:
         """Run a script by bash in the mount; its output as text."""
         return subprocess.run(
@@ -111,7 +118,3 @@ class Mount:
         done = self.sh(script, **kwargs)
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}\n{self.log_text()[-3000:]}"
         return done.stdout
-
-
-def remove_tree(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)

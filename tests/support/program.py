@@ -19,6 +19,8 @@ from support.mount import Mount
 LIMIT = 60
 """Seconds after which an answer does not come any more."""
 
+EX, NB, UN = "fcntl.flock(f, LOCK_EX)", "fcntl.flock(f, LOCK_EX | LOCK_NB)", "fcntl.flock(f, LOCK_UN)"
+
 SCRIPT = """
 import errno, fcntl, os, sys
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
