@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from support.acl import MASTER, guarded_agent
 from support.agent import Agent, die_with_parent
 from support.curl import Curl
 from support.mount import SOON_LOST, Mount
@@ -85,6 +86,21 @@ def curl(agent: Agent) -> Iterator[Curl]:
     curl.delete_all()
     yield curl
     curl.delete_all()
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[Agent]:
+    """An agent with ACLs."""
+    with guarded_agent() as agent:
+        yield agent
+
+
+@pytest.fixture
+def admin(guarded: Agent) -> Curl:
+    """Who may do everything there, on an empty store."""
+    curl = Curl(guarded.url, MASTER)
+    curl.delete_all()
+    return curl
 
 
 @pytest.fixture

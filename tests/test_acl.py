@@ -5,11 +5,8 @@ import json
 import os
 
 import pytest
-from support.agent import Agent
-from support.curl import Curl
+from support.acl import make_policy, make_token
 from support.mount import Mount
-
-MASTER = "11111111-2222-3333-4444-555555555555"
 
 RULES = """
 key_prefix "open/" { policy = "write" }
@@ -20,30 +17,10 @@ key "deep/down/here" { policy = "write" }
 """
 
 
-@pytest.fixture(scope="module")
-def guarded():
-    config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}}
-    with Agent(config) as agent:
-        yield agent
-
-
-@pytest.fixture
-def admin(guarded):
-    curl = Curl(guarded.url, MASTER)
-    curl.delete_all()
-    return curl
-
-
 @pytest.fixture
 def token_file(admin, tmp_path):
-    assert (
-        admin("PUT", "acl/policy", json.dumps({"Name": f"p{os.urandom(4).hex()}", "Rules": RULES}).encode())[0] == 200
-    )
-    policy = json.loads(admin("GET", "acl/policies")[1])[-1]
-    policy = next(each for each in json.loads(admin("GET", "acl/policies")[1]) if each["Name"].startswith("p"))
-    token = json.loads(admin("PUT", "acl/token", json.dumps({"Policies": [{"ID": policy["ID"]}]}).encode())[1])
     path = tmp_path / "token"
-    path.write_text(token["SecretID"] + "\n")
+    path.write_text(make_token(admin, RULES) + "\n")
     path.chmod(0o600)
     return path
 
@@ -148,12 +125,8 @@ def test_requests_are_counted_with_acls_too(guarded, admin, token_file):
 
 def test_nobody_in_particular_may_mount_what_anonymous_may_read(guarded, admin):
     rules = 'key_prefix "open/" { policy = "read" }'
-    status, _ = admin("PUT", "acl/policy", json.dumps({"Name": "anonymous", "Rules": rules}).encode())
-    assert status == 200
-    policies = json.loads(admin("GET", "acl/policies")[1])
-    policy = next(each for each in policies if each["Name"] == "anonymous")
     anonymous = "00000000-0000-0000-0000-000000000002"
-    body = {"AccessorID": anonymous, "Policies": [{"ID": policy["ID"]}]}
+    body = {"AccessorID": anonymous, "Policies": [make_policy(admin, rules)]}
     assert admin("PUT", f"acl/token/{anonymous}", json.dumps(body).encode())[0] == 200
     admin.put("open/f", b"text")
     try:

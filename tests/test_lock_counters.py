@@ -1,6 +1,5 @@
 """Mutual exclusion, counted: programs on several mounts, and curl, add to one number and none of it is lost."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from support.agent import die_with_parent
 from support.cluster import Cluster
 from support.mount import Mount
-from support.sessions import Sessions, unmount
+from support.sessions import Sessions, give, unmount
 from support.waiting import until
 
 ADDER = str(Path(__file__).with_name("support") / "adder.py")
@@ -94,40 +93,31 @@ def test_each_addition_counts(four, curl, kind, lock):
 class CurlAdder:
     """Somebody who knows no mount: takes the lock as scripts do, and adds by plain writes."""
 
-    def __init__(self, curl):
+    def __init__(self, curl, session):
         self.curl = curl
-
-    def __enter__(self):
-        self.session = json.loads(self.curl("PUT", "session/create", b'{"LockDelay": "0s"}')[1])["ID"]
-        return self
-
-    def __exit__(self, *_):
-        self.curl("PUT", f"session/destroy/{self.session}")
-
-    def put(self, path, value):
-        """One request, or as many as a range in the path says; whether one of them did something."""
-        return b"true" in self.curl("PUT", f"kv/{path}", value)[1]
+        self.session = session
 
     def take(self):
         # In one process many times, since the mounts do not wait for a shell's loop.
-        until(lambda: self.put(f"lock?acquire={self.session}&try=[1-50]", b"by curl"))
+        path = f"kv/lock?acquire={self.session}&try=[1-50]"
+        until(lambda: b"true" in self.curl("PUT", path, b"by curl")[1])
 
     def add(self):
-        assert self.put("number", b"%d" % (int(self.curl.get("number")) + 1))
-        assert self.put(f"lock?release={self.session}", b"")
+        assert self.curl("PUT", "kv/number", b"%d" % (int(self.curl.get("number")) + 1)) == (200, b"true\n")
+        give(self.curl, "lock", self.session, b"", 0)
 
 
-def test_each_addition_counts_where_curl_adds_too(four, curl):
+def test_each_addition_counts_where_curl_adds_too(four, curl, contender):
     curl.put("lock")
     curl.put("number", b"0")
-    with CurlAdder(curl) as other:
-        other.take()  # so that at least once everybody waits for it
-        with Adders(four, "lockf", "lock", "number") as adders:
-            for _ in range(CURL_TIMES - 1):
-                other.add()
-                other.take()
+    other = CurlAdder(curl, contender)
+    other.take()  # so that at least once everybody waits for it
+    with Adders(four, "lockf", "lock", "number") as adders:
+        for _ in range(CURL_TIMES - 1):
             other.add()
-            adders.join()
+            other.take()
+        other.add()
+        adders.join()
     assert int(curl.get("number")) == TOTAL + CURL_TIMES
 
 

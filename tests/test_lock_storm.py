@@ -1,8 +1,6 @@
 """Values and flags are nobody's but their writer's, however many lock and unlock the same keys meanwhile."""
 
-import base64
 import errno
-import json
 import os
 import random
 import subprocess
@@ -14,10 +12,10 @@ from pathlib import Path
 import pytest
 from support.agent import die_with_parent
 from support.mount import Mount
-from support.sessions import Sessions, unmount
+from support.sessions import Sessions, acquire, destroy_session, give, make_session, stored, unmount
 from support.waiting import until
 
-LOCKER = str(Path(__file__).with_name("support") / "contender.py")
+RANDOM_LOCKER = str(Path(__file__).with_name("support") / "random_locker.py")
 
 FLAGS, EPHEMERAL = "user.consul.flags", "user.consul.ephemeral"
 
@@ -45,8 +43,7 @@ class Writer:
         self.change(b"%d" % self.number)
 
     def look(self):
-        record = self.curl.record(self.key)
-        assert (base64.b64decode(record["Value"] or ""), record["Flags"]) == (self.value, self.flags), self.key
+        assert stored(self.curl, self.key)[:2] == (self.value, self.flags), self.key
 
 
 class Echo(Writer):
@@ -95,16 +92,12 @@ class Acquire(Writer):
     """curl, by what takes the lock and what gives it back: both write."""
 
     def change(self, text):
-        until(lambda: self.give_or_take("acquire", text))
+        until(lambda: acquire(self.curl, self.key, self.session, text, self.number))
         self.value, self.flags = text, self.number
         self.look()
         self.number += 1
-        assert self.give_or_take("release", b"%d" % self.number)
         self.value, self.flags = b"%d" % self.number, self.number
-
-    def give_or_take(self, how, text):
-        query = f"{how}={self.session}&flags={self.number}"
-        return self.curl("PUT", f"kv/{self.key}?{query}", text)[1].strip() == b"true"
+        give(self.curl, self.key, self.session, self.value, self.flags)
 
 
 WRITERS = (Echo, Append, Setfattr, Put, Cas, Acquire)
@@ -140,12 +133,12 @@ def session(curl):
     made = []
 
     def make():
-        made.append(json.loads(curl("PUT", "session/create", b'{"LockDelay": "0s"}')[1])["ID"])
+        made.append(make_session(curl))
         return made[-1]
 
     yield make
     for each in made:
-        curl("PUT", f"session/destroy/{each}")
+        destroy_session(curl, each)
 
 
 @pytest.fixture
@@ -155,7 +148,7 @@ def two(agent, curl):
 
 
 @pytest.fixture
-def lockers(two):
+def random_lockers(two):
     """Programs on both mounts that lock what they are given until the test ends."""
     processes = []
 
@@ -163,7 +156,7 @@ def lockers(two):
         for mount in two * 2:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-IS", LOCKER, *keys],
+                    [sys.executable, "-IS", RANDOM_LOCKER, *keys],
                     cwd=mount.path,
                     stdin=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -178,10 +171,10 @@ def lockers(two):
         process.wait()
 
 
-def test_a_storm_of_locks_leaves_values_and_flags_alone(two, curl, session, lockers):
+def test_a_storm_of_locks_leaves_values_and_flags_alone(two, curl, session, random_lockers):
     writers = [kind(curl, two, session()) for kind in WRITERS]
     keys = [writer.key for writer in writers]
-    programs = lockers(keys)
+    programs = random_lockers(keys)
     end = time.monotonic() + SECONDS
 
     def again(call):

@@ -3,17 +3,16 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import subprocess
 from fcntl import F_GETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
-from support.agent import Agent
-from support.curl import Curl
+from support.acl import make_token
 from support.errors import errno_of
 from support.locker import Locker
 from support.mount import Mount
+from support.sessions import acquire, give, holder, sessions, take
 from support.waiting import until
 
 EX_NB, SH_NB = LOCK_EX | LOCK_NB, LOCK_SH | LOCK_NB
@@ -44,36 +43,22 @@ def lockers(mounts):
         yield one, other
 
 
-@pytest.fixture
-def session(curl):
-    """A session that is no mount's."""
-    status, text = curl("PUT", "session/create", b'{"LockDelay": "0s"}')
-    assert status == 200
-    session = json.loads(text)["ID"]
-    yield session
-    curl("PUT", f"session/destroy/{session}")
-
-
-def holder(curl, key="f"):
-    return curl.record(key).get("Session")
-
-
 @pytest.mark.parametrize("call", ["flock", "lockf"])
 @pytest.mark.parametrize("held", [LOCK_EX, LOCK_SH])
 @pytest.mark.parametrize("asked", [LOCK_EX, LOCK_SH])
 def test_one_mount_at_a_time(lockers, curl, call, held, asked):
     one, other = lockers
     one(call, 1, held)
-    session = holder(curl)
+    session = holder(curl, "f")
     assert errno_of(other, call, 1, asked | LOCK_NB) == errno.EWOULDBLOCK
     other.begin_wait(call, 1, asked)
-    assert holder(curl) == session
+    assert holder(curl, "f") == session
     one(call, 1, LOCK_UN)
     other.end()
-    assert holder(curl) not in (session, None)
+    assert holder(curl, "f") not in (session, None)
     assert errno_of(one, call, 1, asked | LOCK_NB) == errno.EWOULDBLOCK
     other(call, 1, LOCK_UN)
-    assert (holder(curl), curl.get("f"), curl.flags("f")) == (None, b"value", 7)
+    assert (holder(curl, "f"), curl.get("f"), curl.flags("f")) == (None, b"value", 7)
 
 
 def test_between_mounts_both_kinds_and_all_ranges_are_one_lock(lockers):
@@ -96,20 +81,20 @@ def test_a_lock_that_ends_with_its_process_goes_to_the_other_mount(lockers):
     other.end()
 
 
-def test_a_client_that_acquires_the_key_is_kept_out_and_keeps_out(mounts, lockers, curl, session):
+def test_a_client_that_acquires_the_key_is_kept_out_and_keeps_out(mounts, lockers, curl, contender):
     one, other = lockers
     one("flock", 1, LOCK_EX)
-    assert curl("PUT", f"kv/f?acquire={session}", b"mine")[1] == b"false\n"
+    assert not acquire(curl, "f", contender)
     shown = os.getxattr(mounts[0].path / "f", "user.consul.session").decode()
-    assert shown == holder(curl)
-    assert shown in {each["ID"] for each in curl.json("session/list")}
+    assert shown == holder(curl, "f")
+    assert shown in {each["ID"] for each in sessions(curl, mounts[0])}
     one("flock", 1, LOCK_UN)
-    assert curl("PUT", f"kv/f?acquire={session}&flags=9", b"mine")[1] == b"true\n"
+    take(curl, "f", contender, b"mine", 9)
     assert errno_of(one, "flock", 1, EX_NB) == errno.EWOULDBLOCK
     assert errno_of(other, "lockf", 1, SH_NB) == errno.EWOULDBLOCK
-    until(lambda: os.getxattr(mounts[1].path / "f", "user.consul.session").decode() == session)
+    until(lambda: os.getxattr(mounts[1].path / "f", "user.consul.session").decode() == contender)
     one.begin_wait("flock", 1, LOCK_EX)
-    assert curl("PUT", f"kv/f?release={session}&flags=9", b"mine")[1] == b"true\n"
+    give(curl, "f", contender, b"mine", 9)
     one.end()
     assert one("pread", 1) == "mine"
     one("flock", 1, LOCK_UN)
@@ -155,7 +140,7 @@ def test_what_was_written_is_stored_by_the_unlock(lockers, curl):
     assert other("pread", 1) == "VALUE"
 
 
-def test_what_stands_below_a_lock_of_others_is_not_renamed(mounts, curl, session):
+def test_what_stands_below_a_lock_of_others_is_not_renamed(mounts, curl, contender):
     one, other = mounts
     curl.put("d/deep/f", b"value")
     until(lambda: (one.path / "d/deep/f").exists() and (other.path / "d/deep/f").exists())
@@ -167,9 +152,9 @@ def test_what_stands_below_a_lock_of_others_is_not_renamed(mounts, curl, session
                 assert errno_of(os.rename, mount.path / old, mount.path / new) == errno.EBUSY
         assert curl.tree() == before
     until(lambda: holder(curl, "d/deep/f") is None)
-    assert curl("PUT", f"kv/d/deep/f?acquire={session}", b"value")[1] == b"true\n"
+    take(curl, "d/deep/f", contender, b"value", 0)
     assert errno_of(os.rename, one.path / "d", one.path / "e") == errno.EBUSY
-    assert curl("PUT", f"kv/d/deep/f?release={session}", b"value")[1] == b"true\n"
+    give(curl, "d/deep/f", contender, b"value", 0)
     (one.path / "d").rename(one.path / "e")
     assert curl.tree() == {"f": b"value", "e/deep/f": b"value"}
 
@@ -196,7 +181,7 @@ def test_a_file_that_another_host_deletes_while_it_is_waited_for(mounts, lockers
     (mounts[1].path / "f").write_text("new")
     other("open", 2, mounts[1].path / "f")
     other("flock", 2, EX_NB)
-    assert (curl.get("f"), bool(holder(curl))) == (b"new", True)
+    assert (curl.get("f"), bool(holder(curl, "f"))) == (b"new", True)
 
 
 @pytest.mark.parametrize("tell", ["SIGTERM", "SIGINT", "unmount"])
@@ -213,7 +198,7 @@ def test_a_mount_ends_though_programs_wait(agent, mounts, curl, tell):
         lockers[3]("pwrite", 1, "written")
         for number in (0, 1, 2, 4, 5):
             lockers[number].begin_wait("lockf" if number == 2 else "flock", 1, LOCK_EX)
-        assert len(sessions_of(curl, mount)) == 1
+        assert len(sessions(curl, mount)) == 1
         if tell == "unmount":
             # It serves on until the last of its open files is closed, and those that wait have them open.
             subprocess.run(["fusermount3", "-uz", str(mount.path)], check=True)
@@ -226,42 +211,20 @@ def test_a_mount_ends_though_programs_wait(agent, mounts, curl, tell):
             for number in (0, 1, 2, 4, 5):
                 assert errno_of(lockers[number].end) in (errno.ENOTCONN, errno.ECONNABORTED)
         mount.process.wait(60)
-        assert sessions_of(curl, mount) == []
+        assert sessions(curl, mount) == []
         assert holder(curl, "own") is None
-        assert holder(curl)
+        assert holder(curl, "f")
         assert curl.get("own") == b"written"
-
-
-def sessions_of(curl, mount):
-    return [each for each in curl.json("session/list") if str(mount.path) in each["Name"]]
 
 
 def test_a_mount_has_no_session_until_it_locks_and_none_after_its_end(agent, curl):
     curl.put("f")
     with Mount(agent.address, OPTIONS) as mount:
         mount.ok("cat f; echo x > g; flock -n /dev/null true")
-        assert sessions_of(curl, mount) == []
+        assert sessions(curl, mount) == []
         mount.ok("flock f true; flock g true; flock f true")
-        assert len(sessions_of(curl, mount)) == 1
-    assert sessions_of(curl, mount) == []
-
-
-MASTER = "11111111-2222-3333-4444-555555555555"
-
-
-@pytest.fixture(scope="module")
-def guarded():
-    config = {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}}
-    with Agent(config) as agent:
-        yield agent
-
-
-def token(admin, rules):
-    name = f"p{os.urandom(4).hex()}"
-    status, text = admin("PUT", "acl/policy", json.dumps({"Name": name, "Rules": rules}).encode())
-    assert status == 200, text
-    body = json.dumps({"Policies": [{"ID": json.loads(text)["ID"]}]}).encode()
-    return json.loads(admin("PUT", "acl/token", body)[1])["SecretID"]
+        assert len(sessions(curl, mount)) == 1
+    assert sessions(curl, mount) == []
 
 
 READ = 'key_prefix "" { policy = "read" }'
@@ -270,11 +233,13 @@ SESSIONS = 'session_prefix "" { policy = "write" }'
 
 
 @pytest.mark.parametrize("rules", [SOME, READ + SESSIONS])
-def test_without_the_right_to_lock(guarded, rules):
-    admin = Curl(guarded.url, MASTER)
-    admin.delete_all()
+def test_without_the_right_to_lock(guarded, admin, rules):
     admin.put("open/f", b"value")
-    with Mount(guarded.address, f"token={token(admin, rules)},timeout=20") as mount, Locker() as one, Locker() as two:
+    with (
+        Mount(guarded.address, f"token={make_token(admin, rules)},timeout=20") as mount,
+        Locker() as one,
+        Locker() as two,
+    ):
         for each in (one, two):
             each("open", 1, mount.path / "open/f", os.O_RDONLY)
         for how in (LOCK_EX, EX_NB, LOCK_SH):
@@ -286,13 +251,11 @@ def test_without_the_right_to_lock(guarded, rules):
         assert holder(admin, "open/f") is None
 
 
-def test_with_the_right_to_lock_some_keys(guarded):
-    admin = Curl(guarded.url, MASTER)
-    admin.delete_all()
+def test_with_the_right_to_lock_some_keys(guarded, admin):
     admin.put("open/f", b"value", flags=5)
     admin.put("closed", b"value")
     with (
-        Mount(guarded.address, f"token={token(admin, SOME + SESSIONS)},timeout=20") as mount,
+        Mount(guarded.address, f"token={make_token(admin, SOME + SESSIONS)},timeout=20") as mount,
         open(mount.path / "closed") as closed,
         open(mount.path / "open/f", "r+") as file,
     ):

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from support.sessions import destroy_session, make_session
 
 STALE = 1.1
 
@@ -245,12 +246,12 @@ def test_mtime_follows_value_and_flags_not_the_index(mnt, curl):
     curl.put("f", b"text")
     time.sleep(STALE)
     before = os.stat(mnt.path / "f").st_mtime_ns
-    session = __import__("json").loads(curl("PUT", "session/create", b'{"LockDelay": "0s"}')[1])["ID"]
+    session = make_session(curl)
     assert curl.txn({"Verb": "lock", "Key": "f", "Value": "dGV4dA==", "Session": session}) is not None
     time.sleep(STALE)
     assert os.stat(mnt.path / "f").st_mtime_ns == before
     assert os.getxattr(mnt.path / "f", "user.consul.session") == session.encode()
-    curl("PUT", f"session/destroy/{session}")
+    destroy_session(curl, session)
     curl.put("f", b"TEXT")
     time.sleep(STALE)
     assert os.stat(mnt.path / "f").st_mtime_ns > before

@@ -13,8 +13,12 @@ from support.mount import Mount
 
 def sessions(curl: Curl, mount: Mount | None = None) -> list[dict]:
     """All there are, or those of a mount."""
-    found = curl.json("session/list?consistent")
-    return [each for each in found if mount is None or str(mount.path) in each["Name"]]
+    listed = curl.json("session/list?consistent")
+    return listed if mount is None else of_mount(listed, mount)
+
+
+def of_mount(listed: list[dict], mount: Mount) -> list[dict]:
+    return [each for each in listed if str(mount.path) in each["Name"]]
 
 
 def make_session(curl: Curl, **more: str) -> str:
@@ -33,14 +37,14 @@ def holder(curl: Curl, key: str) -> str | None:
     return (curl.record(key) or {}).get("Session")
 
 
-def acquire(curl: Curl, key: str, session: str) -> bool:
-    """Take a key's lock as `consul lock` does; its value then is this session's ID."""
-    return _lock(curl, f"kv/{key}?acquire={session}", session.encode())
+def acquire(curl: Curl, key: str, session: str, value: bytes | None = None, flags: int = 0) -> bool:
+    """Take a key's lock if it is free. Its value is the session's ID then, as with `consul lock`, or this one."""
+    return _lock(curl, f"kv/{key}?acquire={session}&flags={flags}", session.encode() if value is None else value)
 
 
 def take(curl: Curl, key: str, session: str, value: bytes, flags: int) -> None:
     """Take a lock that is free, and leave the key as it is."""
-    assert _lock(curl, f"kv/{key}?acquire={session}&flags={flags}", value)
+    assert acquire(curl, key, session, value, flags)
 
 
 def give(curl: Curl, key: str, session: str, value: bytes, flags: int) -> None:
@@ -91,5 +95,5 @@ class Sessions:
     def look(self) -> None:
         while not self.ended.wait(0.1):
             status, text = self.curl("GET", "session/list")
-            names = [each["Name"] for each in json.loads(text)] if status == 200 else []  # else without a leader
-            self.most = max(self.most, *(sum(str(mount.path) in name for name in names) for mount in self.mounts))
+            listed = json.loads(text) if status == 200 else []  # else without a leader
+            self.most = max(self.most, *(len(of_mount(listed, mount)) for mount in self.mounts))

@@ -1,4 +1,4 @@
-"""A program that locks files, one after another, writes nothing, and lets go: `contender.py FILE...` in random order.
+"""A program that locks files in random order, writes nothing, and lets go: `random_locker.py FILE...`.
 
 It goes on until its standard input ends.
 """
