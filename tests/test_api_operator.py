@@ -44,7 +44,7 @@ def cluster():
         settings = {**get(curl, "operator/autopilot/configuration"), "ServerStabilizationTime": "1h"}
         settings["CleanupDeadServers"] = False
         assert curl("PUT", "operator/autopilot/configuration", json.dumps(settings).encode())[0] == 200
-        with Server(join=leader.serf) as second, consulate.Consul("127.0.0.1", leader.port, timeout=10) as consul:
+        with Server(joins=[leader.serf]) as second, consulate.Consul("127.0.0.1", leader.port, timeout=10) as consul:
             until(lambda: len(get(curl, "operator/raft/configuration")["Servers"]) == 2)
             yield consul, curl, leader, second
 

@@ -350,7 +350,7 @@ def test_what_is_no_snapshot_is_refused_and_changes_nothing(consul, curl, tmp_pa
 
 
 def test_without_a_leader_only_a_stale_snapshot_is_to_be_had(tmp_path):
-    with Agent() as leader, Server(join=leader.serf) as second:
+    with Agent() as leader, Server(joins=[leader.serf]) as second:
         Curl(leader.url).put("a", b"1")
         until(lambda: Curl(second.url)("GET", "kv/a?stale&raw")[1] == b"1")
         leader.stop()

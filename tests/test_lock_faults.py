@@ -48,7 +48,7 @@ def by_proxy(agent):
 @contextmanager
 def by_agent(agent):
     """Its agent stops, and does late what it was asked for meanwhile."""
-    with Server("client", agent.serf, is_client=True) as own, Mount(own.address, SOON_LOST) as mount:
+    with Server("client", [agent.serf], is_client=True) as own, Mount(own.address, SOON_LOST) as mount:
         yield mount, own.freeze, own.resume
 
 

@@ -6,31 +6,19 @@ import json
 import os
 from contextlib import ExitStack
 
-from support.agent import Agent
 from support.curl import Curl
-from support.waiting import until
+from support.server import Server
 
 MEMORY = "/dev/shm"
 
 
-class Member(Agent):
-    """One agent of the cluster, ready when it answers. Its end is a kill: nobody waits for it to take its leave.
+class Member(Server):
+    """One agent of the cluster. Its end is a kill: nobody waits for it to take its leave."""
 
-    :param is_server: one of the servers, else a client
-    :ivar joins: the LAN ports of all servers
-    """
-
-    def __init__(self, node: str, is_server: bool) -> None:
+    def __init__(self, name: str, is_client: bool = False) -> None:
         # Elections as short as on servers of production size.
-        super().__init__({"performance": {"raft_multiplier": 1}}, keeps_data=True, node=node, servers=3)
-        self.is_server = is_server
-        self.joins: list[int] = []
+        super().__init__(name, is_client=is_client, config={"performance": {"raft_multiplier": 1}})
         self.place = MEMORY if os.access(MEMORY, os.W_OK) else None
-
-    def role(self) -> list[str]:
-        kind = super().role() if self.is_server else ["-data-dir", self.folder + "/data"]
-        joins = [word for port in self.joins for word in ("-retry-join", f"127.0.0.1:{port}")]
-        return [*kind, *joins, "-retry-interval", "1s"]
 
     def stop(self) -> None:
         if self.process is not None:
@@ -46,8 +34,8 @@ class Cluster:
     """
 
     def __init__(self, clients: int = 2) -> None:
-        self.servers = [Member(f"server{number}", True) for number in range(3)]
-        self.clients = [Member(f"client{number}", False) for number in range(clients)]
+        self.servers = [Member(f"server{number}") for number in range(3)]
+        self.clients = [Member(f"client{number}", is_client=True) for number in range(clients)]
         for each in self.servers + self.clients:
             each.joins = [server.serf for server in self.servers]
         self.curl = Curl(self.clients[0].url)
@@ -57,7 +45,6 @@ class Cluster:
         with ExitStack() as stack:
             for each in self.servers + self.clients:
                 stack.enter_context(each)
-            until(lambda: all(client.commits() for client in self.clients))
             self.stack = stack.pop_all()
         return self
 
