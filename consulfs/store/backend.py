@@ -7,6 +7,7 @@ names the index that it expects, deletes too: one that arrives late must not tou
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -263,10 +264,11 @@ class Backend:
     def _repeat(self, ask: Callable[[float], T], may_repeat: Callable[[ConsulateException], bool]) -> T:
         """Ask until there is an answer, with growing pauses, while the operation's time lasts."""
         pause = 0.02
+        failure: Optional[ConsulateException] = None
         while True:
             left = self._patience.remaining()
             if left <= 0:
-                raise OutOfTime("no answer in time")
+                raise failure or OutOfTime("no answer in time")
             try:
                 return ask(left)
             except (RequestError, ServerError, ClientError) as error:
@@ -275,7 +277,9 @@ class Backend:
                 if self._patience.remaining() <= pause:
                     raise
                 log.debug("trying again: %s", error)
-            self._patience.sleep(pause * random.uniform(0.5, 1.0))
+                failure = error
+            with contextlib.suppress(OutOfTime):  # what it was that failed says more
+                self._patience.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, 1.0)
 
 
