@@ -85,12 +85,14 @@ def test_a_lock_guards_other_files_too_and_descriptors_that_were_open_before(loc
 # -- what was lost without a word --------------------------------------------------------------------------------
 
 
-def test_a_further_range_is_refused_where_the_lock_was_lost(lockers, mounts, curl):
+@pytest.mark.parametrize("written", [False, True])
+def test_a_further_range_is_refused_where_the_lock_was_lost(lockers, mounts, curl, written):
     one, _, other = lockers
     one("open", 2, mounts[0].path / "f")
     one("lockf", 1, LOCK_EX, 10, 0)
     one("lockf", 2, LOCK_EX, 10, 20)
-    one("pwrite", 2, "STALE")
+    if written:
+        one("pwrite", 2, "STALE")
     end_session(curl, "f")
     other("lockf", 1, LOCK_EX)
     store(other, "second")
