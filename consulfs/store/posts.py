@@ -199,6 +199,7 @@ class Posts:
         return iter(list(self._posts.values()))
 
     def get(self, key: str) -> Optional[Post]:
+        """The post of a key, where there is one."""
         return self._posts.get(key)
 
     def at(self, key: str) -> Post:
