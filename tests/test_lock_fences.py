@@ -7,7 +7,8 @@ import os
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
-from support.locker import Locker, errno_of
+from support.errors import errno_of
+from support.locker import Locker
 from support.mount import Mount
 from support.proxy import Late, Once, Proxy
 from support.sessions import holder

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN
 
 import pytest
-from support.locker import Locker, errno_of
+from support.errors import errno_of
+from support.locker import Locker
 from support.mount import Mount
 from support.sessions import holder
 from support.waiting import until
