@@ -7,7 +7,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_UN
 
 import pytest
 from support.errors import errno_of
-from support.locker import Locker
+from support.locker import Locker, waits_for_mount
 from support.mount import Mount
 from support.sessions import holder
 from support.waiting import until
@@ -224,7 +224,7 @@ def test_any_number_of_keys_can_be_waited_for(mount, other, curl):
             waiting.append(stack.enter_context(Locker()))
             waiting[-1]("open", 1, mount.path / name)
             waiting[-1].begin("flock", 1, LOCK_EX)
-        until(lambda: all(each.waits_in == "request_wait_answer" for each in waiting))
+        until(lambda: all(waits_for_mount(each.pid) for each in waiting))
         assert not any(each.has_ended() for each in waiting)
         for name in reversed(names.values()):
             there("flock", name, LOCK_UN)
