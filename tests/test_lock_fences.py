@@ -8,7 +8,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 import pytest
 from support.errors import errno_of
-from support.locker import Locker
+from support.locker import Locker, opened
 from support.mount import Mount
 from support.proxy import Late, Once, Proxy
 from support.sessions import holder
@@ -41,10 +41,9 @@ def mounts(mounted, curl):
 @pytest.fixture
 def lockers(mounts):
     """Two processes of the first mount, and one of the other, with the file open as number 1."""
-    with Locker() as one, Locker() as two, Locker() as other:
-        for each, mount in ((one, mounts[0]), (two, mounts[0]), (other, mounts[1])):
-            each("open", 1, mount.path / "f")
-        yield one, two, other
+    one, other = (mount.path / "f" for mount in mounts)
+    with opened(one, one, other) as lockers:
+        yield lockers
 
 
 def end_session(curl, key):
@@ -148,27 +147,18 @@ def test_a_lock_that_is_lost_while_its_conversion_waits(lockers, curl):
     assert curl.get("f") == b"second"
 
 
-def test_a_lost_lock_is_not_mistaken_for_that_of_the_mounts_other_session(lockers, mounts, curl):
-    one, two, _ = lockers
-    path = mounts[0].path / "f"
-    one("flock", 1, LOCK_EX)
-    one("pread", 1)
-    end_session(curl, "f")
-    curl.put("f", b"second", 7)
-    os.setxattr(path, EPHEMERAL, b"1")
-    errno_of(two, "lockf", 1, LOCK_EX)
-    assert errno.EIO in (errno_of(one, "pwrite", 1, "STALE!"), errno_of(one, "fsync", 1))
-    assert curl.get("f") == b"second"
-    os.setxattr(path, EPHEMERAL, b"0")
-
-
-def test_an_admin_gives_a_lock_back_and_the_mount_ties_the_key(lockers, mounts, curl):
+def unlock_as_admin(curl, key):
     """The session itself goes on."""
+    assert curl.txn({"Verb": "unlock", "Key": key, "Value": "", "Flags": 7, "Session": holder(curl, key)})
+
+
+@pytest.mark.parametrize("lose", [end_session, unlock_as_admin])
+def test_a_lost_lock_is_not_mistaken_for_that_of_the_mounts_other_session(lockers, mounts, curl, lose):
     one, two, _ = lockers
     path = mounts[0].path / "f"
     one("flock", 1, LOCK_EX)
     one("pread", 1)
-    assert curl.txn({"Verb": "unlock", "Key": "f", "Value": "", "Flags": 7, "Session": holder(curl, "f")})
+    lose(curl, "f")
     curl.put("f", b"second", 7)
     os.setxattr(path, EPHEMERAL, b"1")
     errno_of(two, "lockf", 1, LOCK_EX)

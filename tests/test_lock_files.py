@@ -7,7 +7,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_UN
 
 import pytest
 from support.errors import errno_of
-from support.locker import Locker, waits_for_mount
+from support.locker import Locker, opened, waits_for_mount
 from support.mount import Mount
 from support.sessions import holder
 from support.waiting import until
@@ -50,10 +50,8 @@ def path(mount, other, curl):
 @pytest.fixture
 def lockers(path):
     """Three processes that each have the file open as number 1."""
-    with Locker() as one, Locker() as two, Locker() as three:
-        for each in (one, two, three):
-            each("open", 1, path)
-        yield one, two, three
+    with opened(path, path, path) as lockers:
+        yield lockers
 
 
 def rename_over(path):

@@ -10,7 +10,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 import pytest
 from support.agent import die_with_parent
 from support.errors import errno_of
-from support.locker import Locker, waits_for_mount
+from support.locker import Locker, opened, waits_for_mount
 from support.sessions import holder
 from support.waiting import until
 
@@ -28,10 +28,7 @@ def path(mnt, curl):
 @pytest.fixture
 def lockers(path):
     """Four processes that have the file open as number 1; the first has locked it."""
-    with contextlib.ExitStack() as stack:
-        lockers = [stack.enter_context(Locker()) for _ in range(4)]
-        for each in lockers:
-            each("open", 1, path)
+    with opened(path, path, path, path) as lockers:
         lockers[0]("flock", 1, LOCK_EX)
         yield lockers
 

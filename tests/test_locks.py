@@ -9,7 +9,7 @@ from fcntl import F_GETLK, F_RDLCK, F_SETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB,
 
 import pytest
 from support.errors import errno_of
-from support.locker import OFD_GETLK, OFD_SETLK, Locker
+from support.locker import OFD_GETLK, OFD_SETLK, Locker, opened
 from support.mount import Mount
 from support.sessions import holder, sessions
 from support.waiting import until
@@ -40,10 +40,8 @@ def path(mount, curl):
 @pytest.fixture
 def lockers(path):
     """Three processes that each have the file open as number 1."""
-    with Locker() as one, Locker() as two, Locker() as three:
-        for each in (one, two, three):
-            each("open", 1, path)
-        yield one, two, three
+    with opened(path, path, path) as lockers:
+        yield lockers
 
 
 def placed(mount, curl, key, value=b"", flags=0, name=None):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from support.agent import die_with_parent
@@ -80,6 +82,16 @@ class Locker:
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.child.send_signal(number)
         self.child.wait(LIMIT)
+
+
+@contextmanager
+def opened(*paths: Path) -> Iterator[list[Locker]]:
+    """A process for each of these, which has it open as number 1."""
+    with ExitStack() as stack:
+        lockers = [stack.enter_context(Locker()) for _ in paths]
+        for each, path in zip(lockers, paths):
+            each("open", 1, path)
+        yield lockers
 
 
 def waits_for_mount(pid: int | str) -> bool:
