@@ -443,8 +443,8 @@ class OpenFiles:
         """The session under whose lock one of the plan's edits was made."""
         owners = {edit.owner for edit in plan.edits}
         with self._lock:
-            fences = [each.fence for number, each in self._handles.items() if number in owners]
-        return next((fence.session for fence in fences if fence is not None), None)
+            handles = [self._handles[number] for number in owners if number in self._handles]
+        return next((each.fence.session for each in handles if each.fence is not None), None)
 
     def refuse_lost(self, key: str) -> None:
         """A lock was lost: what was written under it is nobody's to see."""
