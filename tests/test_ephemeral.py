@@ -167,7 +167,7 @@ def test_the_locks_and_ephemeral_files_of_a_killed_daemon(agent, curl):
             for waiter in waiters:
                 waiter.begin(EX)
             mount.kill()
-            assert not any(waiter.is_done() for waiter in waiters)
+            assert not any(waiter.has_ended() for waiter in waiters)
         assert mount.is_dead()
         with Programs() as others:
             waiters = [others(other, name) for name in ("locked", "plain", "kept")]
@@ -267,10 +267,10 @@ def test_what_other_mounts_may_do(agent, curl):
         tie(one.path / "tied")
         here, there, elsewhere = programs(one, "tied"), programs(other, "tied"), programs(other, "locked")
         assert is_tied(other.path / "tied")
-        assert there.error(NB) == errno.EWOULDBLOCK
+        assert errno_of(there, NB) == errno.EWOULDBLOCK
         here(NB)
         here(UN)
-        assert there.error(NB) == errno.EWOULDBLOCK
+        assert errno_of(there, NB) == errno.EWOULDBLOCK
         for call in (tie, untie, lambda path: os.removexattr(path, NAME)):
             assert errno_of(lambda call=call: call(other.path / "tied")) == errno.EBUSY
         elsewhere(EX)
@@ -281,7 +281,7 @@ def test_what_other_mounts_may_do(agent, curl):
         there.begin(EX)
         (other.path / "tied").write_bytes(b"written")
         assert stored(curl, "tied")[:2] == (b"written", 42)
-        assert not there.is_done(1)
+        assert not there.has_ended(1)
         untie(one.path / "tied")
         there.end()
         assert errno_of(lambda: tie(one.path / "tied")) == errno.EBUSY

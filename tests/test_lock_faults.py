@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from support.agent import Agent, die_with_parent
 from support.curl import Curl
+from support.errors import errno_of
 from support.mount import COMMAND, SOON_LOST, Mount
 from support.program import EX, NB, UN, Programs
 from support.proxy import Cut, Late, Once, Proxy
@@ -108,7 +109,7 @@ class CutOff:
             program.begin(EX)
         during = self.first["during"]
         during("os.pwrite(f, b'late', 0)")
-        assert during.error("os.fsync(f)") in (errno.ETIMEDOUT, errno.EHOSTDOWN)
+        assert errno_of(during, "os.fsync(f)") in (errno.ETIMEDOUT, errno.EHOSTDOWN)
 
     def pass_on(self):
         """They get it. Two keep it, the others give it back."""
@@ -120,11 +121,11 @@ class CutOff:
 
     def check(self):
         first, lost = self.first, errno.EIO
-        assert {first[key].error("(os.pwrite(f, b'late', 0), os.fsync(f))") for key in self.KEYS} == {lost}
-        assert first["after"].error("os.close(f)") == lost
-        assert first["before"].error("os.close(f)") == lost
+        assert {errno_of(first[key], "(os.pwrite(f, b'late', 0), os.fsync(f))") for key in self.KEYS} == {lost}
+        assert errno_of(first["after"], "os.close(f)") == lost
+        assert errno_of(first["before"], "os.close(f)") == lost
         for key in ("during", "large"):
-            assert first[key].error(EX) == lost
+            assert errno_of(first[key], EX) == lost
             first[key](EX)
             assert first[key]("os.pread(f, 9, 0)") == b"second"
         for key in self.KEYS:
@@ -184,17 +185,17 @@ def test_an_admin_destroys_the_session(agent, curl):
         session = holder(curl, "f")
         destroy_session(curl, session)
         until(lambda: mount.losses())
-        assert first.error("os.pwrite(f, b'late', 0)") == errno.EIO
-        assert first.error("os.fsync(f)") == errno.EIO
+        assert errno_of(first, "os.pwrite(f, b'late', 0)") == errno.EIO
+        assert errno_of(first, "os.fsync(f)") == errno.EIO
         plain("os.pwrite(f, b'plain', 0)")
         plain("os.close(f)")
         assert stored(curl, "f")[:2] == (b"plain", 42)
-        one = until(lambda: next((each for each in waiters if each.is_done()), None))
+        one = until(lambda: next((each for each in waiters if each.has_ended()), None))
         one.end()
         assert holder(curl, "f") not in (session, None)
-        assert first.error(UN) == errno.EIO
+        assert errno_of(first, UN) == errno.EIO
         first(UN)
-        assert first.error(NB) == errno.EWOULDBLOCK
+        assert errno_of(first, NB) == errno.EWOULDBLOCK
         one(save(b"one"))
         one(UN)
         other = next(each for each in waiters if each is not one)
@@ -221,14 +222,14 @@ def test_what_was_written_under_a_lost_lock_is_never_stored(agent, curl):
         until(lambda: len(mount.losses()) == 3)
         for key in "abc":
             curl.put(key, b"another host's", 43)
-        assert one.error("os.pwrite(f, b'lost', 0)") == errno.EIO
-        assert one.error(EX) == errno.EIO
-        assert two.error(EX) == errno.EIO
+        assert errno_of(one, "os.pwrite(f, b'lost', 0)") == errno.EIO
+        assert errno_of(one, EX) == errno.EIO
+        assert errno_of(two, EX) == errno.EIO
         for program in (one, two):
             program(EX)
             program("(os.pwrite(f, b'!', os.fstat(f).st_size), os.fsync(f))")
-        assert three.error("os.pwrite(f, b'lost', 0)") == errno.EIO
-        assert three.error("os.close(f)") == errno.EIO
+        assert errno_of(three, "os.pwrite(f, b'lost', 0)") == errno.EIO
+        assert errno_of(three, "os.close(f)") == errno.EIO
         other("(os.pwrite(f, b'!', os.fstat(f).st_size), os.fsync(f))")
         assert {stored(curl, key)[:2] for key in "abc"} == {(b"another host's!", 43)}
 
@@ -293,7 +294,7 @@ def take_turns(curl, one, other, contender, value, goes_on):
     """Two programs of a mount, and another host's session, have the lock one after another."""
     one(EX)
     assert not acquire(curl, "f", contender)
-    assert other.error(NB) == errno.EWOULDBLOCK
+    assert errno_of(other, NB) == errno.EWOULDBLOCK
     one("os.pwrite(f, b'lost', 0)")
     other.begin(EX)
     one(save(value))
@@ -306,7 +307,7 @@ def take_turns(curl, one, other, contender, value, goes_on):
     other(UN)
     until(lambda: holder(curl, "f") is None)
     take(curl, "f", contender, value + b"!", 42)
-    assert one.error(NB) == errno.EWOULDBLOCK
+    assert errno_of(one, NB) == errno.EWOULDBLOCK
     give(curl, "f", contender, b"contender's", 42)
 
 
@@ -319,7 +320,7 @@ def test_a_late_lock_is_not_taken_when_nobody_wants_it_any_more(proxied, proxy, 
     destroy_session(curl, session)
     until(lambda: holder(curl, "f") is None)
     proxy.fault = Late(REQUESTS["lock"], 6)
-    assert program.error(NB) in (errno.EWOULDBLOCK, errno.ETIMEDOUT)
+    assert errno_of(program, NB) in (errno.EWOULDBLOCK, errno.ETIMEDOUT)
     proxy.fault.land()
     until(lambda: stored(curl, "f") == (b"first", 42, None), 20)
     program(NB)
@@ -428,10 +429,10 @@ def test_what_is_asked_of_locks_while_consul_restarts_is_done_afterwards(restart
         given, patient, free, impatient = (*(programs(one, key) for key in "bcd"), programs(other, "e"))
         given(EX)
         own.stop()
-        assert impatient.error(NB) == errno.EHOSTDOWN
+        assert errno_of(impatient, NB) == errno.EHOSTDOWN
         patient.begin(EX)
         given(UN)
-        assert not patient.is_done(1)
+        assert not patient.has_ended(1)
         restart(own, proxy)
         patient.end()
         impatient(NB)
@@ -452,14 +453,14 @@ def test_locks_outlive_a_restart_of_consul(restarted):
         own.stop()
         restart(own, proxy)
         assert holder(curl, "a") == session
-        assert not any(each.is_done() for each in waiters)
+        assert not any(each.has_ended() for each in waiters)
         held(save(b"held"))
         held(UN)
         for number in (1, 2):
-            first = until(lambda: next((each for each in waiters if each.is_done()), None))
+            first = until(lambda: next((each for each in waiters if each.has_ended()), None))
             first.end()
             waiters.remove(first)
-            assert not any(each.is_done() for each in waiters)
+            assert not any(each.has_ended() for each in waiters)
             first(f"os.pwrite(f, b'%d' % {number}, os.fstat(f).st_size)")
             first(UN)
         assert one.losses() == other.losses() == []
@@ -472,10 +473,10 @@ def test_consul_hangs_while_locks_are_asked_for_and_given_back(curl, proxied, pr
     given, impatient, patient = (programs(proxied, key) for key in "abc")
     given(EX)
     proxy.fault = cut = Cut()
-    assert impatient.error(NB) == errno.ETIMEDOUT
+    assert errno_of(impatient, NB) == errno.ETIMEDOUT
     patient.begin(EX)
     given(UN)
-    assert not patient.is_done(1)
+    assert not patient.has_ended(1)
     cut.heal()
     patient.end()
     until(lambda: holder(curl, "a") is None)

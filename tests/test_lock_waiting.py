@@ -80,7 +80,7 @@ def test_what_does_not_end_a_program_does_not_end_its_wait(lockers):
     one, two, *_ = lockers
     two.begin_wait("flock", 1, LOCK_EX)
     for number in (signal.SIGCHLD, signal.SIGWINCH, signal.SIGSTOP, signal.SIGCONT):
-        two.child.send_signal(number)
+        two.process.send_signal(number)
         assert not two.has_ended(0.2)
     one("flock", 1, LOCK_UN)
     two.end()

@@ -155,7 +155,7 @@ def test_a_lock_ends_with_its_holder(lockers, curl, call, end):
     if end == "close":
         one("close", 1)
     elif end == "exit":
-        one.child.stdin.close()
+        one.process.stdin.close()
     else:
         one.kill()
     two.end()

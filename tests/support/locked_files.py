@@ -68,9 +68,9 @@ class Files:
         for line in sys.stdin:
             name, *arguments = json.loads(line)
             try:
-                answer = {"answer": getattr(self, name)(*arguments)}
+                answer = None, getattr(self, name)(*arguments)
             except OSError as error:
-                answer = {"errno": error.errno}
+                answer = error.errno, None
             print(json.dumps(answer), flush=True)
 
 

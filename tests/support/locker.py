@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from support.agent import die_with_parent
+from support.child import Child, given
+from support.waiting import until
 
 FILES = str(Path(__file__).with_name("locked_files.py"))
-
-LIMIT = 60
 
 OFD_GETLK, OFD_SETLK = 36, 37
 
 
-class Locker:
+class Locker(Child):
     """A child process with numbered descriptors. A call that fails raises the child's OSError.
 
     :param inherited: a descriptor of this process that it has as its number 1
     """
 
     def __init__(self, inherited: int | None = None) -> None:
-        self.child = subprocess.Popen(
-            [sys.executable, "-S", "-E", FILES, *([] if inherited is None else [str(inherited)])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            pass_fds=[] if inherited is None else [inherited],
-            preexec_fn=die_with_parent,
-        )
-        self.pid = self.child.pid
-
-    def __enter__(self) -> Locker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.child.kill()
-        self.child.wait()
-        self.child.stdin.close()
-        self.child.stdout.close()
+        descriptors = [] if inherited is None else [inherited]
+        super().__init__("-S", "-E", FILES, *map(str, descriptors), pass_fds=descriptors)
 
     def __call__(self, name: str, *arguments: object) -> object:
         self.begin(name, *arguments)
@@ -55,33 +31,17 @@ class Locker:
 
     def begin(self, name: str, *arguments: object) -> None:
         """Have a call made, and do not wait for its end."""
-        self.child.stdin.write(json.dumps([name, *arguments], default=str) + "\n")
+        self.say(json.dumps([name, *arguments], default=str))
 
     def end(self) -> object:
         """What the call has answered."""
-        assert self.has_ended(LIMIT), "it hangs"
-        line = self.child.stdout.readline()
-        assert line, f"the child has ended: {self.child.wait(LIMIT)}"
-        answer = json.loads(line)
-        if "errno" in answer:
-            raise OSError(answer["errno"], os.strerror(answer["errno"]))
-        return answer["answer"]
-
-    def has_ended(self, seconds: float = 0) -> bool:
-        return bool(select.select([self.child.stdout], [], [], seconds)[0])
+        return given(*json.loads(self.hear()))
 
     def begin_wait(self, name: str, *arguments: object) -> None:
         """Begin a call that is to wait for an answer of the mount."""
         self.begin(name, *arguments)
-        deadline = time.monotonic() + LIMIT
-        while not waits_for_mount(self.pid):
-            assert time.monotonic() < deadline, "it does not wait"
-            time.sleep(0.005)
+        until(lambda: waits_for_mount(self.pid))
         assert not self.has_ended(0.1)
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.child.send_signal(number)
-        self.child.wait(LIMIT)
 
 
 @contextmanager
