@@ -92,20 +92,19 @@ class KeptSession:
                     self._keeper.start()
         return made
 
-    def check(self, session: str) -> bool:
-        """Whether there is this session still; where there is not, whoever relies on it is told.
+    def check(self, session: str) -> None:
+        """See whether there is this session still; where there is not, whoever relies on it is told.
 
         A renewal and a lock look it up in the state that one server has read so far, which after its start may be one
         of before the session was made: so the leader itself is asked.
         """
         if self._backend.session(session) is not None:
-            return True
+            return
         with self._changed:
             if self._id == session:
                 self._id = None
         for listener in self._listeners:
             listener(session)
-        return False
 
     def end(self) -> None:
         """Destroy it. Its keys are given back before: those of a session that is destroyed have their lock-delay."""
