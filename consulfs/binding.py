@@ -166,11 +166,12 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
             return func(*args, **kwargs) or 0
         except Exception as error:
             code = errno_of(error)
+            operation = func.__name__.replace("_fuse_3", "")
+            self._fs.failed(operation, code)
             everyday = isinstance(error, OSError) and code in EXPECTED
             if not (everyday or isinstance(error, (Interrupted, Unlogged))):
-                name = func.__name__.replace("_fuse_3", "")
                 known = code not in (errno.EIO,) or isinstance(error, OSError)
-                log.warning("%s %r: %s: %s", name, self._about(args), os.strerror(code), error, exc_info=not known)
+                log.warning("%s %r: %s: %s", operation, self._about(args), os.strerror(code), error, exc_info=not known)
             if code == errno.EINTR and not _fuse.fuse_interrupted():
                 # The mount ends. The kernel has flock(2) begin anew after EINTR, which needs a signal: where there
                 # was none, programs got errno 512, which no header knows (measured on Linux 6.18).
@@ -287,11 +288,11 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def open(self, path: bytes, info: Any) -> None:
         fields = info.contents
-        fields.fh = self._fs.open(_name(path), fields.flags, _pid())
+        fields.fh, fields.direct_io = self._fs.open(_name(path), fields.flags, _pid())
 
     def create(self, path: bytes, mode: int, info: Any) -> None:
         fields = info.contents
-        fields.fh = self._fs.create(_name(path), fields.flags, _pid())
+        fields.fh, fields.direct_io = self._fs.create(_name(path), fields.flags, _pid())
 
     def read(self, path: Optional[bytes], buffer: Any, size: int, offset: int, info: Any) -> int:
         data = self._fs.read(info.contents.fh, size, offset)

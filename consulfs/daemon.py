@@ -6,37 +6,24 @@ import errno
 import logging
 import logging.handlers
 import os
-import secrets
-import socket
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Callable, Optional
 
 from consulfs import binding
+from consulfs.assembly import Assembly
 from consulfs.consulate import ConnectFailed, Consul, ConsulateException, Forbidden
+from consulfs.consulate.adapters import Request
 from consulfs.consulate.settings import Security, token_of
 from consulfs.devagent import DevAgent, NoAgent
 from consulfs.errors import OutOfTime
-from consulfs.filesystem import Filesystem, Owner
+from consulfs.metrics import Metrics
 from consulfs.options import Options
 from consulfs.source import Source
 from consulfs.store.backend import Backend
-from consulfs.store.cache import Cache
-from consulfs.store.ephemeral import Ephemeral
-from consulfs.store.flagmemory import FlagMemory
-from consulfs.store.inodes import Inodes
-from consulfs.store.locks import Locks
-from consulfs.store.moves import Moves
-from consulfs.store.openfiles import OpenFiles
 from consulfs.store.patience import Patience
-from consulfs.store.posts import Posts
-from consulfs.store.records import Records
-from consulfs.store.sessionlock import SessionLock
-from consulfs.store.sessions import KeptSession
-from consulfs.store.times import Times
-from consulfs.tree.kv import KVTree
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +96,15 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
             source = Source("http", "127.0.0.1", port, source.prefix)
             print(f"Consul runs at http://127.0.0.1:{port}", flush=True)
         patience = Patience(options["timeout"], binding.interrupted)
-        with connect(source, options, token, patience.check) as consul:
-            backend = Backend(consul, patience)
+        metrics = Metrics()
+        with closing(connection(source, options, patience, metrics)) as adapter:
+
+            def client(datacenter: Optional[str]) -> Consul:
+                return Consul(source.host, source.port, datacenter or options["dc"], token, source.scheme, adapter)
+
+            backend = Backend(client(None), patience)
             introduce(backend, source, token is not None)
-            filesystem = build(source.prefix, mountpoint, backend, patience, options)
+            filesystem = Assembly(source, mountpoint, client, backend, patience, options, metrics).filesystem()
             try:
                 binding.require_libfuse3()
                 binding.serve(filesystem, mountpoint, mount_options(source, options), ready)
@@ -120,10 +112,9 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
                 raise CannotMount(f"{mountpoint}: cannot be mounted ({error})") from error
 
 
-def connect(source: Source, options: Options, token: Optional[str], on_wait: Callable[[], None]) -> Consul:
-    """The client, with the TLS and the patience that the options ask for."""
-    adapter = _security(options).adapter(source.scheme, options["timeout"], on_wait)
-    return Consul(source.host, source.port, options["dc"], token, source.scheme, adapter)
+def connection(source: Source, options: Options, patience: Patience, metrics: Metrics) -> Request:
+    """How to reach Consul, with the TLS and the patience that the options ask for; each request is counted."""
+    return _security(options).adapter(source.scheme, options["timeout"], patience.check, metrics.asked)
 
 
 def _security(options: Options) -> Security:
@@ -141,30 +132,6 @@ def introduce(backend: Backend, source: Source, token_given: bool) -> None:
         raise CannotMount(f"Consul at {source} does not know this token: {error}") from error
     except (ConsulateException, ValueError) as error:
         raise CannotMount(f"Consul at {source}: {error}") from error
-
-
-def build(prefix: str, mountpoint: str, backend: Backend, patience: Patience, options: Options) -> Filesystem:
-    """The file system's parts, each with what it stands on."""
-    times, inodes, flags = Times(), Inodes(), FlagMemory()
-    records = Records(backend, Cache(options["cache_size"]), times)
-    files = OpenFiles(backend, records, patience, times, inodes, flags)
-    name, ttl = f"consulfs {socket.gethostname()}:{mountpoint} {secrets.token_hex(4)}", options["lock_ttl"]
-    for_locks = KeptSession(backend, patience, f"{name} locks", "release", ttl, options["lock_delay"])
-    # No lock-delay: others have no work of theirs to wait for, and a host that is back makes such a key at once.
-    for_keys = KeptSession(backend, patience, f"{name} ephemeral", "delete", ttl, 0)
-    lock = SessionLock(backend, records, patience)
-    posts = Posts(files, records, patience, lock, for_locks, for_keys)
-    locks = Locks(files, records, patience, posts, binding.MAX_WAITERS)
-    ephemeral = Ephemeral(backend, files, patience, posts, lock, for_keys, for_locks)
-    moves = Moves(backend, records, files, patience, times, inodes, flags)
-    tree = KVTree(prefix, backend, records, files, moves, times)
-    uid = os.getuid() if options["uid"] is None else options["uid"]
-    gid = os.getgid() if options["gid"] is None else options["gid"]
-    owner = Owner(uid, gid, options["umask"])
-    at_close = options["exclusive"] == "close"
-    return Filesystem(
-        tree, files, locks, ephemeral, times, inodes, patience, owner, options["ro"], at_close, options["locks"]
-    )
 
 
 def mount_options(source: Source, options: Options) -> dict[str, Any]:

@@ -25,12 +25,6 @@ from typing import Union
 NAME_MAX = 255
 """Bytes that a name may have: NAME_MAX of Linux's file systems, and FUSE's limit for one."""
 
-VIRTUAL = frozenset(
-    "_acl _agent _catalog _config _consulfs _coordinate _dc _event _health _intention _operator _query"
-    " _session _status".split()
-)
-"""The names at the root of a whole-store mount that are not keys."""
-
 VALUE = "%value"
 
 _WHOLE = {"": "%empty", ".": "%2E", "..": "%2E%2E"}
@@ -67,7 +61,7 @@ def encode(component: str, value: bool = False, reserved: Collection[str] = ()) 
     """The name that shows a component.
 
     :param value: whether it shows the value of a key that is a directory as well
-    :param reserved: component names that are taken here (`VIRTUAL` at the root)
+    :param reserved: component names that are taken here, each beginning with "_"
     """
     suffix = VALUE if value else ""
     name = _escape(component, value, reserved)

@@ -25,6 +25,7 @@ class Option:
     :ivar read: makes its value from text; None for a flag
     :ivar argument: what stands behind "=" in the help
     :ivar environ: the variable that gives it where -o does not
+    :ivar secret: its value is shown nowhere
     """
 
     name: str
@@ -33,6 +34,7 @@ class Option:
     default: Any = None
     argument: str = ""
     environ: str = ""
+    secret: bool = False
 
     @property
     def usage(self) -> str:
@@ -126,6 +128,16 @@ OPTIONS = (
         15.0,
         "TIME",
     ),
+    Option(
+        "virtual",
+        "the trees _catalog, _health and so on: listed at the root of the mount, reached by name alone, or none"
+        " [default: visible; hidden where a prefix is mounted]",
+        _one_of("visible", "hidden", "off"),
+        None,
+        "visible|hidden|off",
+    ),
+    Option("acl_secrets", "show the SecretIDs of tokens in _acl, and the tokens of prepared queries"),
+    Option("dc_write", "let the keys of other datacenters, in _dc, be written"),
     Option("cache_size", "bytes of records kept in memory", _size, 64 << 20, "BYTES"),
     Option("dc", "the datacenter to mount, if not the agent's own", str, None, "NAME"),
     Option("token_file", "a file with the ACL token", _path, None, "FILE", "CONSUL_HTTP_TOKEN_FILE"),
@@ -136,8 +148,11 @@ OPTIONS = (
         None,
         "TOKEN",
         "CONSUL_HTTP_TOKEN",
+        secret=True,
     ),
-    Option("auth", "USER:PASSWORD for HTTP; better by its variable", str, None, "AUTH", "CONSUL_HTTP_AUTH"),
+    Option(
+        "auth", "USER:PASSWORD for HTTP; better by its variable", str, None, "AUTH", "CONSUL_HTTP_AUTH", secret=True
+    ),
     Option("cacert", "a file with the certificates to trust", _path, None, "FILE", "CONSUL_CACERT"),
     Option("capath", "a folder with the certificates to trust", _path, None, "DIR", "CONSUL_CAPATH"),
     Option("client_cert", "this client's certificate", _path, None, "FILE", "CONSUL_CLIENT_CERT"),
@@ -248,8 +263,7 @@ def _value(option: Option, separator: str, text: str) -> Any:
     try:
         return option.read(text)
     except ValueError as error:
-        shown = "..." if option.name in ("token", "auth") else text
-        raise BadOption(f"{option.name}={shown}: {error}") from error
+        raise BadOption(f"{option.name}={'...' if option.secret else text}: {error}") from error
 
 
 def describe(option: Option) -> str:
@@ -257,22 +271,35 @@ def describe(option: Option) -> str:
     default = _default(option)
     notes = []
     if option.read is not None and default is not None:
-        notes.append(f"default {_shown(option, default)}")
+        notes.append(f"default {_text(option, default)}")
     if option.environ:
         notes.append(option.environ)
     return option.help + (f" [{', '.join(notes)}]" if notes else "")
 
 
-def _shown(option: Option, default: Any) -> str:
+def shown(options: Options, **settled: Any) -> list[str]:
+    """The options as they count, NAME=VALUE each, without those that have no value, and without a secret's value.
+
+    :param settled: what was made of an option whose default depends on others
+    """
+    lines = []
+    for option in OPTIONS:
+        value = settled.get(option.name, options[option.name])
+        if value is not None:
+            lines.append(f"{option.name}={'(not shown)' if option.secret else _text(option, value)}")
+    return [*lines, *options.kernel]
+
+
+def _text(option: Option, value: Any) -> str:
     if option.name == "umask":
-        return f"{default:03o}"
+        return f"{value:03o}"
     if option.name == "cache_size":
-        return f"{default >> 20}M"
+        return f"{value >> 20}M" if value % (1 << 20) == 0 else str(value)
     if option.argument == "TIME":
-        return f"{default:g}s"
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+        return f"{value:g}s"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def markdown_table() -> str:

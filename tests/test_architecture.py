@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "consulfs"
 FLOORS = {
     "consulate": 0,
     "errors": 1,
+    "metrics": 1,
     "names": 1,
     "options": 1,
     "processes": 1,
@@ -17,9 +18,10 @@ FLOORS = {
     "filesystem": 4,
     "binding": 5,
     "devagent": 5,
-    "daemon": 6,
-    "cli": 7,
-    "__main__": 8,
+    "assembly": 6,
+    "daemon": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 

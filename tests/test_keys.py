@@ -7,6 +7,7 @@ import time
 import pytest
 
 from consulfs import names
+from consulfs.tree.virtual import NAMES
 
 STALE = 1.1
 
@@ -47,7 +48,7 @@ ODD = [
 
 def path_of(key: str) -> str:
     parts = key.split("/")
-    shown = [names.encode(part, False, names.VIRTUAL if at == 0 else ()) for at, part in enumerate(parts)]
+    shown = [names.encode(part, False, NAMES if at == 0 else ()) for at, part in enumerate(parts)]
     return "/".join(shown)
 
 
@@ -163,6 +164,9 @@ def test_names_that_are_too_long_or_reserved(mnt, curl):
     assert caught.value.errno == errno.ENAMETOOLONG
     with pytest.raises(OSError) as caught:
         (mnt.path / "_catalog").mkdir()
+    assert caught.value.errno == errno.EEXIST
+    with pytest.raises(OSError) as caught:
+        (mnt.path / "_catalog/mine").mkdir()
     assert caught.value.errno == errno.EROFS
     assert curl.keys() == []
 
@@ -174,7 +178,7 @@ def test_a_mounted_prefix(agent, curl):
     curl.put("app/one/_catalog", b"2")
     curl.put("app/other", b"3")
     with Mount(f"http://{agent.address}/app/one") as mount:
-        assert sorted(os.listdir(mount.path)) == ["_catalog", "key"]
+        assert sorted(os.listdir(mount.path)) == ["%5Fcatalog", "key"]
         mount.ok("echo new > key; mkdir d; echo x > d/f; mv d e; rm -r e")
     assert curl.tree() == {"app/one/key": b"new\n", "app/one/_catalog": b"2", "app/other": b"3"}
 

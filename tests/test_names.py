@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consulfs import names
+from consulfs.tree.virtual import NAMES as VIRTUAL
 
 HASH = "0123456789abcdef" * 2
 # Text that is dense in the forms' own pieces, so that their corners meet.
@@ -19,7 +20,7 @@ COMPONENTS = st.one_of(PIECES, st.text(st.characters(codec="utf-8", exclude_char
 NAMES = COMPONENTS.filter(lambda text: text not in ("", ".", "..") and "\0" not in text).filter(
     lambda text: len(text.encode()) <= names.NAME_MAX
 )
-RESERVED = st.sampled_from([frozenset(), names.VIRTUAL])
+RESERVED = st.sampled_from([frozenset(), VIRTUAL])
 
 
 @given(COMPONENTS, st.booleans(), RESERVED)
@@ -57,15 +58,15 @@ def test_no_two_names_have_one_component(name, reserved):
 @pytest.mark.parametrize("name", [".%value", "..%value", "_catalog%value"])
 def test_another_way_to_write_a_name_is_none(name):
     with pytest.raises(names.UnmappableName):
-        names.decode(name, names.VIRTUAL)
+        names.decode(name, VIRTUAL)
 
 
 @pytest.mark.parametrize(
     "name", ["plain", "100%", "a%20b", "a%2Eb", "a b", "#", "?", "+", "'\"", "ümläut", "new\nline", "%", "%25", "%5Fx"]
 )
 def test_ordinary_names_map_to_themselves(name):
-    assert names.encode(name, False, names.VIRTUAL) == name
-    assert names.decode(name, names.VIRTUAL) == (name, False)
+    assert names.encode(name, False, VIRTUAL) == name
+    assert names.decode(name, VIRTUAL) == (name, False)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,8 @@ def test_ordinary_names_map_to_themselves(name):
     ],
 )
 def test_the_forms(component, value, name):
-    assert names.encode(component, value, names.VIRTUAL) == name
-    assert names.decode(name, names.VIRTUAL) == (component, value)
+    assert names.encode(component, value, VIRTUAL) == name
+    assert names.decode(name, VIRTUAL) == (component, value)
 
 
 def test_long_components_are_told_apart():

@@ -42,6 +42,7 @@ LONGEST = 1e9
 Verify = Union[bool, str]
 Cert = Union[str, tuple[str, str], None]
 Body = Union[str, bytes, IO[bytes], None]
+OnRequest = Callable[[str, str], Callable[[Optional[int]], None]]
 
 
 class Request:
@@ -54,6 +55,8 @@ class Request:
     :param server_hostname: the name that the server's certificate must bear, where it is not the host's
     :param headers: sent with every request, such as an Authorization
     :param on_wait: called every few hundredths of a second while a call waits; what it raises ends the call
+    :param on_request: called with the method and the URI of each `request`; what it gives is called with the status
+        when the answer is there, or with None when there is none
     :raises ValueError: a timeout that is no number above 0
     """
 
@@ -65,9 +68,11 @@ class Request:
         server_hostname: Optional[str] = None,
         headers: Optional[Mapping[str, str]] = None,
         on_wait: Optional[Callable[[], None]] = None,
+        on_request: Optional[OnRequest] = None,
     ) -> None:
         self.timeout = timeout
         self.on_wait = on_wait
+        self._on_request = on_request or _unobserved
         self._verify = verify
         self._cert = cert
         self._server_hostname = server_hostname
@@ -110,6 +115,18 @@ class Request:
         :raises AnswerTimeout: it was sent, and no answer came in time
         :raises ConnectionBroken: it was sent, and the connection ended before the answer did
         """
+        ended = self._on_request(method, uri)
+        status: Optional[int] = None
+        try:
+            answer = self._ask(method, uri, data, headers, timeout)
+            status = answer.status_code
+            return answer
+        finally:
+            ended(status)
+
+    def _ask(
+        self, method: str, uri: str, data: Any, headers: Optional[Mapping[str, str]], timeout: Optional[float]
+    ) -> Response:
         base, path = _split(uri)
         with translated(base):
             timeout = self._limit(timeout)
@@ -258,6 +275,10 @@ def _leave_the_parents() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_the_parents)
+
+
+def _unobserved(method: str, uri: str) -> Callable[[Optional[int]], None]:
+    return lambda status: None
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Callable, Optional
 from urllib.parse import urlsplit
 
-from consulfs.consulate.adapters import Request, UnixSocketRequest, Verify
+from consulfs.consulate.adapters import OnRequest, Request, UnixSocketRequest, Verify
 
 DEFAULT_PORTS = {"http": 8500, "https": 8501}
 
@@ -97,7 +97,13 @@ class Security:
             if path:
                 yield name, path
 
-    def adapter(self, scheme: str, timeout: Optional[float], on_wait: Optional[Callable[[], None]] = None) -> Request:
+    def adapter(
+        self,
+        scheme: str,
+        timeout: Optional[float],
+        on_wait: Optional[Callable[[], None]] = None,
+        on_request: Optional[OnRequest] = None,
+    ) -> Request:
         """The adapter for connections like this."""
         verify: Verify = self.cacert or self.capath or True
         headers = {}
@@ -111,6 +117,7 @@ class Security:
             server_hostname=self.server_name,
             headers=headers,
             on_wait=on_wait,
+            on_request=on_request,
         )
 
 

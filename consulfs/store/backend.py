@@ -63,7 +63,10 @@ class Uncertain(Exception):
 
 
 class Backend:
-    """Consul's KV store, as the file system needs it."""
+    """Consul's KV store, as the file system needs it.
+
+    :ivar datacenter: the agent's own, as far as the token may know
+    """
 
     def __init__(self, consul: Consul, patience: Patience) -> None:
         self._consul = consul
@@ -71,6 +74,7 @@ class Backend:
         self.value_limit = 512 * 1024
         self.txn_limit = 512 * 1024
         self.acl_enabled = False
+        self.datacenter: Optional[str] = None
         self._rights_lock = threading.Lock()  # owns _rights
         self._rights: TTLCache[str, bool] = TTLCache(4096, RIGHTS_LIFETIME)
 
@@ -81,9 +85,9 @@ class Backend:
         """
         self._patience.begin()
         try:
-            config: dict[str, Any] = self._read(lambda left: self._consul.agent.self(timeout=left)).get(
-                "DebugConfig", {}
-            )
+            agent = self._read(lambda left: self._consul.agent.self(timeout=left))
+            config: dict[str, Any] = agent.get("DebugConfig", {})
+            self.datacenter = agent.get("Config", {}).get("Datacenter")
             self.value_limit = int(config.get("KVMaxValueSize") or self.value_limit)
             self.txn_limit = int(config.get("TxnMaxReqLen") or self.txn_limit)
         except Forbidden:
@@ -97,6 +101,10 @@ class Backend:
             if token_given:
                 raise
             self.acl_enabled = True  # nobody in particular: what the anonymous token may is seen as it is asked for
+
+    def as_known(self, other: Backend) -> None:
+        """Take what another backend was told: the servers of other datacenters are not asked at all until they must."""
+        self.value_limit, self.txn_limit, self.acl_enabled = other.value_limit, other.txn_limit, other.acl_enabled
 
     def lock_limit(self, key: str) -> int:
         """The bytes of a value that can be unlocked in a transaction, which has the value with it."""
@@ -139,6 +147,13 @@ class Backend:
                 break
             index = found.modify_index or 0
         return True
+
+    def ask(self, call: Callable[[Consul, float], T]) -> T:
+        """Any read.
+
+        :param call: takes the client, and the seconds that are left
+        """
+        return self._read(lambda left: call(self._consul, left))
 
     # -- writes ----------------------------------------------------------------------------------------------
 

@@ -95,6 +95,7 @@ class Cache:
             size, lifetime, getsizeof=lambda known: len(known.value) + ENTRY_COST
         )
         self._listings: TTLCache[str, Listing] = TTLCache(1024, lifetime)
+        self.hits = self.misses = 0
         self._clock = 0
         self._changed: LRUCache[str, int] = LRUCache(_REMEMBERED_CHANGES)
         self._changed_before = 0
@@ -106,7 +107,9 @@ class Cache:
     def record(self, key: str) -> Optional[Known]:
         """The record, MISSING where Consul has none, None where nothing is known."""
         with self._lock:
-            return self._records.get(key)
+            known = self._records.get(key)
+            self._count(known is not None)
+            return known
 
     def put(self, key: str, known: Known, ticket: int) -> bool:
         """What Consul said of a key; False where this mount has changed it meanwhile."""
@@ -119,7 +122,9 @@ class Cache:
     def listing(self, prefix: str) -> Optional[Listing]:
         """A directory's names, or None where nothing is known. For `in` only: iterate over `names`."""
         with self._lock:
-            return self._listings.get(prefix)
+            listing = self._listings.get(prefix)
+            self._count(listing is not None)
+            return listing
 
     def put_listing(self, prefix: str, listing: Listing, ticket: int) -> bool:
         """What Consul said of a directory; False where this mount has changed something in it meanwhile."""
@@ -188,6 +193,15 @@ class Cache:
             self._changed_before = self._clock
             self._records.clear()
             self._listings.clear()
+
+    @property
+    def size(self) -> float:
+        """Bytes of the records, as they are counted."""
+        return self._records.currsize
+
+    def _count(self, is_known: bool) -> None:
+        self.hits += is_known
+        self.misses += not is_known
 
     def _keep(self, key: str, known: Known) -> None:
         self._records.pop(key, None)

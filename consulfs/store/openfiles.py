@@ -125,6 +125,10 @@ class OpenFiles:
         with self._lock:
             return [node for key, node in self._nodes.items() if key.startswith(prefix)]
 
+    def __len__(self) -> int:
+        """The open files."""
+        return len(self._handles)
+
     def handle(self, number: int) -> Handle:
         with self._lock:
             handle = self._handles.get(number)

@@ -198,6 +198,11 @@ class Posts:
     def __iter__(self) -> Iterator[Post]:
         return iter(list(self._posts.values()))
 
+    @property
+    def held(self) -> int:
+        """The keys whose lock this mount has."""
+        return sum(1 for post in self if post.tenure is not None)
+
     def get(self, key: str) -> Optional[Post]:
         """The post of a key, where there is one."""
         return self._posts.get(key)

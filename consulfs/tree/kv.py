@@ -30,7 +30,7 @@ from consulfs.store.node import Node
 from consulfs.store.openfiles import OpenFiles
 from consulfs.store.records import Records
 from consulfs.store.times import Times
-from consulfs.tree.spot import Spot, reserved_below, step
+from consulfs.tree.spot import Spot, step
 
 FORMER_SECONDS = 60.0
 """For so long a removed directory's value is still found under its name "foo%value" as well."""
@@ -64,12 +64,21 @@ class KVTree:
     """Paths below the mount point.
 
     :param root: the prefix that is mounted, "" or ending in "/"
+    :param reserved: names at the root that stand for no key
     """
 
     def __init__(
-        self, root: str, backend: Backend, records: Records, files: OpenFiles, moves: Moves, times: Times
+        self,
+        root: str,
+        reserved: frozenset[str],
+        backend: Backend,
+        records: Records,
+        files: OpenFiles,
+        moves: Moves,
+        times: Times,
     ) -> None:
         self.root = root
+        self._reserved = reserved
         self._backend = backend
         self._records = records
         self._files = files
@@ -85,7 +94,7 @@ class KVTree:
     def locate(self, path: str) -> Optional[Spot]:
         """The spot of a path; None for the root itself, which has no name.
 
-        :raises OSError: ENOENT for a shortened name that stands for nothing, EROFS below a virtual tree
+        :raises OSError: ENOENT for a shortened name that stands for nothing
         """
         parent, spot = self.root, None
         for name in path.split("/"):
@@ -101,7 +110,7 @@ class KVTree:
         try:
             spot = self.locate(path)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EROFS):
+            if error.errno == errno.ENOENT:
                 return None
             raise
         if spot is None:
@@ -148,13 +157,19 @@ class KVTree:
         ]
         return sorted(found, key=lambda each: (each[0].component, not each[1]))
 
+    def name_of(self, spot: Spot) -> str:
+        """The name that shows a spot in its directory."""
+        return names.encode(spot.component, spot.value, self._reserved_below(spot.parent))
+
+    def _reserved_below(self, parent: str) -> frozenset[str]:
+        """The names that are taken in a directory."""
+        return self._reserved if parent == self.root else frozenset()
+
     def _step(self, parent: str, name: str) -> Spot:
         if len(name.encode("utf-8", "surrogateescape")) > names.NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, "a name has at most 255 bytes")
-        if name in reserved_below(parent, self.root):
-            raise OSError(errno.EROFS, "reserved for a virtual tree")
         try:
-            spot = step(parent, name, self.root)
+            spot = step(parent, name, self._reserved_below(parent))
         except names.NotUTF8 as error:
             raise OSError(errno.EILSEQ, "a name must be UTF-8: Consul's JSON carries nothing else") from error
         except names.UnmappableName as error:
@@ -166,7 +181,7 @@ class KVTree:
 
     def _find_shortened(self, parent: str, name: str) -> Optional[Spot]:
         """The spot in a directory that has this name, with "%value" or without, whatever the other one is now."""
-        reserved = reserved_below(parent, self.root)
+        reserved = self._reserved_below(parent)
         for each, _ in self.entries(parent):
             for value in (False, True):
                 if names.encode(each.component, value, reserved) == name:

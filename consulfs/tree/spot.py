@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Optional
 
@@ -30,19 +31,12 @@ class Spot:
         return f"{self.parent}{self.component}/"
 
 
-def reserved_below(parent: str, root: str) -> frozenset[str]:
-    """The names that are taken in a directory: those of the virtual trees, at the root of a whole-store mount."""
-    return names.VIRTUAL if root == parent == "" else frozenset()
+def step(parent: str, name: str, reserved: Collection[str]) -> Optional[Spot]:
+    """One name further down: the spot, or None where only a listing can tell (a shortened name).
 
-
-def name_of(spot: Spot, root: str) -> str:
-    """The name that shows a spot in its directory."""
-    return names.encode(spot.component, spot.value, reserved_below(spot.parent, root))
-
-
-def step(parent: str, name: str, root: str) -> Optional[Spot]:
-    """One name further down: the spot, or None where only a listing can tell (a shortened name)."""
-    component, value = names.decode(name, reserved_below(parent, root))
+    :param reserved: the names that are taken in that directory
+    """
+    component, value = names.decode(name, reserved)
     if isinstance(component, names.Shortened):
         return None
     return Spot(parent, component, value)

@@ -18,14 +18,16 @@ LIMIT = 60
 """Seconds after which a command of a test has hung."""
 
 
-SOON_LOST = "timeout=2,lock_ttl=10s,lock_delay=1s"
+SOON_LOST = "timeout=2,lock_ttl=10s,lock_delay=1s,virtual=hidden"
 """Options by which an answer is soon taken for lost, and so is a lock."""
 
 
 class Mount:
     """Mounted on entry; on exit unmounted, whatever became of it, and its folder removed."""
 
-    def __init__(self, source: str, options: str = "timeout=20", command: tuple[str, ...] = (COMMAND,)) -> None:
+    def __init__(
+        self, source: str, options: str = "timeout=20,virtual=hidden", command: tuple[str, ...] = (COMMAND,)
+    ) -> None:
         self.source = source
         self.options = options
         self.command = command

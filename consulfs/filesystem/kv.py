@@ -1,15 +1,14 @@
-"""The operations of a mounted file system, each in the terms of paths and handles. Thin: what a path means is the
-tree's business, what a file holds the store's."""
+"""The KV store as a branch: directories and files made of keys."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import Optional
 
 from consulfs.errors import Unlogged
+from consulfs.filesystem.branch import NOW, Attributes, Branch, Opened, Owner
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
@@ -19,47 +18,18 @@ from consulfs.store.patience import Patience
 from consulfs.store.times import Times
 from consulfs.tree import attributes
 from consulfs.tree.kv import Directory, Entry, File, KVTree
-from consulfs.tree.spot import name_of
-
-BLOCK = 4096
 
 RENAME_NOREPLACE = 1
-
-NOW = -1
-"""A time for utimens: the moment of the call."""
 
 # The kernel asks for these around every write, open and ls: the answer needs no look at the key.
 _NEVER_SET = ("security.", "system.", "trusted.")
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """What stat(2) tells; times in nanoseconds."""
+class KVBranch(Branch):
+    """The keys of one datacenter.
 
-    inode: int
-    mode: int
-    size: int
-    mtime: int
-    ctime: int
-    links: int
-    uid: int
-    gid: int
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Whom files belong to and what is masked from their mode: Consul stores neither."""
-
-    uid: int
-    gid: int
-    umask: int
-
-
-class Filesystem:
-    """One mount.
-
-    :param lock_mode: "consul", "local" or "off", as the option `locks=`
-    :ivar offers_locks: whether the kernel is to ask here for locks; else it keeps them itself, for this mount alone
+    :param has_locks: whether flock and fcntl can lock a file
+    :param has_sessions: whether a key can end with this mount
     """
 
     def __init__(
@@ -74,24 +44,21 @@ class Filesystem:
         owner: Owner,
         read_only: bool = False,
         exclusive_at_close: bool = False,
-        lock_mode: str = "consul",
+        has_locks: bool = True,
+        has_sessions: bool = True,
     ) -> None:
         self._tree = tree
         self._files = files
         self._locks = locks
         self._ephemeral = ephemeral
-        self._has_locks = lock_mode != "off"
-        self.offers_locks = lock_mode != "local"
+        self._has_locks = has_locks
+        self._has_sessions = has_sessions
         self._times = times
         self._inodes = inodes
         self._patience = patience
         self._owner = owner
         self._read_only = read_only
         self._exclusive_at_close = exclusive_at_close
-
-    def begin(self) -> None:
-        """An operation starts on this thread: its time runs from here."""
-        self._patience.begin()
 
     # -- names and attributes --------------------------------------------------------------------------------
 
@@ -101,29 +68,13 @@ class Filesystem:
         return self._attributes(self._tree.existing(path))
 
     def readdir(self, path: str) -> list[tuple[str, int, int]]:
-        """The (name, type bits, inode) of what a directory holds."""
         prefix = self._tree.directory(path).prefix
         shown = []
         for spot, is_directory in self._tree.entries(prefix):
             kind = stat.S_IFDIR if is_directory else stat.S_IFREG
             inode = self._inodes.number(spot.prefix if is_directory else spot.key)
-            shown.append((name_of(spot, self._tree.root), kind, inode))
+            shown.append((self._tree.name_of(spot), kind, inode))
         return shown
-
-    def statfs(self) -> dict[str, int]:
-        """A key-value store has no size that anyone can tell: what is free is a number that no tool finds small."""
-        blocks = (1 << 40) // BLOCK
-        return {
-            "f_bsize": BLOCK,
-            "f_frsize": BLOCK,
-            "f_blocks": blocks,
-            "f_bfree": blocks,
-            "f_bavail": blocks,
-            "f_files": 1 << 32,
-            "f_ffree": 1 << 32,
-            "f_favail": 1 << 32,
-            "f_namemax": 255,
-        }
 
     def chmod(self, path: Optional[str]) -> None:
         """Consul stores no modes and owners. Accepted, so that cp -a, tar and git go on; nothing changes."""
@@ -170,7 +121,7 @@ class Filesystem:
     def mknod(self, path: str, mode: int, pid: int) -> None:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EPERM, "Consul holds values, no devices, pipes or sockets")
-        handle = self._files.handle(self.create(path, os.O_WRONLY | os.O_EXCL, pid))
+        handle = self._files.handle(self.create(path, os.O_WRONLY | os.O_EXCL, pid).number)
         try:
             self._files.fsync(handle)
         finally:
@@ -178,7 +129,7 @@ class Filesystem:
 
     # -- open files ------------------------------------------------------------------------------------------
 
-    def open(self, path: str, flags: int, pid: int) -> int:
+    def open(self, path: str, flags: int, pid: int) -> Opened:
         entry = self._tree.lookup(path)
         if isinstance(entry, Directory):
             raise OSError(errno.EISDIR, "is a directory")
@@ -188,15 +139,15 @@ class Filesystem:
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             self._check_writable()
             self._tree.check_writable(entry.key)
-        return self._files.open(entry.key, flags, pid).number
+        return Opened(self._files.open(entry.key, flags, pid).number)
 
-    def create(self, path: str, flags: int, pid: int) -> int:
+    def create(self, path: str, flags: int, pid: int) -> Opened:
         self._check_writable()
         spot = self._tree.place_for_file(path)
         self._tree.check_writable(spot.key)
         handle = self._files.create(spot.key, flags, pid, self._exclusive_at_close)
         self._tree.file_made(spot)
-        return handle.number
+        return Opened(handle.number)
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
         return self._files.read(self._files.handle(fh), size, offset)
@@ -228,7 +179,6 @@ class Filesystem:
             self._files.detach(handle)
 
     def destroy(self) -> None:
-        """The mount ends: nothing comes after this."""
         self._files.store_all()
         self._patience.begin()
         self._locks.end()
@@ -236,33 +186,21 @@ class Filesystem:
         self._ephemeral.end()
 
     def key_of(self, fh: int) -> str:
-        """The key of an open file, for the log."""
         return self._files.handle(fh).node.key
 
     # -- locks -----------------------------------------------------------------------------------------------
 
     def flock(self, fh: int, exclusive: Optional[bool], wait: bool, pid: int) -> None:
-        """Lock a file for an open file description.
-
-        :param exclusive: LOCK_EX, else LOCK_SH; None: LOCK_UN
-        """
         handle = self._files.handle(fh)
         self._lock(handle, LockOwner(False, handle.number), exclusive, 0, END, wait, pid)
 
     def setlk(self, fh: int, owner: int, exclusive: Optional[bool], start: int, end: int, wait: bool, pid: int) -> None:
-        """Lock a range for a process: F_SETLK and F_SETLKW.
-
-        :param owner: the kernel's number for the process' descriptors
-        :param exclusive: F_WRLCK, else F_RDLCK; None: F_UNLCK
-        """
         self._lock(self._files.handle(fh), LockOwner(True, owner), exclusive, start, end, wait, pid)
 
     def unlock_closed(self, fh: int, owner: int) -> None:
-        """A process has closed a descriptor of a file: none of its fcntl locks on it is left (fcntl(2))."""
         self._locks.release(self._files.handle(fh), LockOwner(True, owner), closing=True)
 
     def getlk(self, fh: int, owner: int, exclusive: bool, start: int, end: int) -> Optional[Claim]:
-        """The lock that would keep a range from being locked: F_GETLK."""
         handle = self._files.handle(fh)
         claim = Claim(LockOwner(True, owner), exclusive, handle.number, 0, start, end)
         return self._locks.conflict(handle, claim) if self._has_locks else None
@@ -294,6 +232,8 @@ class Filesystem:
         entry = self._tree.existing(path)
         if isinstance(entry, File):
             self._tree.check_writable(entry.key)
+        if name == attributes.EPHEMERAL and not self._has_sessions:
+            raise OSError(errno.ENOTSUP, "a session belongs to a node, and this mount has none in that datacenter")
         attributes.set(entry, name, value, options, self._files, self._ephemeral, pid)
 
     def removexattr(self, path: str, name: str, pid: int) -> None:

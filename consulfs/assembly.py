@@ -1,0 +1,182 @@
+"""The parts of a mount, each with what it stands on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from typing import Callable, Optional, Union
+
+from consulfs import binding
+from consulfs._version import __version__
+from consulfs.consulate import Consul
+from consulfs.filesystem import Datacenter, Filesystem, KVBranch, Owner, VirtualBranch
+from consulfs.metrics import Metrics
+from consulfs.options import Options, shown
+from consulfs.source import Source
+from consulfs.store.backend import Backend
+from consulfs.store.cache import Cache
+from consulfs.store.ephemeral import Ephemeral
+from consulfs.store.flagmemory import FlagMemory
+from consulfs.store.inodes import Inodes
+from consulfs.store.locks import Locks
+from consulfs.store.moves import Moves
+from consulfs.store.openfiles import OpenFiles
+from consulfs.store.patience import Patience
+from consulfs.store.posts import Posts
+from consulfs.store.records import Records
+from consulfs.store.sessionlock import SessionLock
+from consulfs.store.sessions import KeptSession
+from consulfs.store.times import Times
+from consulfs.tree.kv import KVTree
+from consulfs.tree.virtual import ENDPOINTS, NAMES, Answers, Facts, VirtualTree
+
+Client = Callable[[Optional[str]], Consul]
+"""Gives the client for a datacenter; None stands for the mount's own."""
+
+
+class Assembly:
+    """Makes one mount's parts.
+
+    :param backend: of the mount's own datacenter, introduced
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        mountpoint: str,
+        client: Client,
+        backend: Backend,
+        patience: Patience,
+        options: Options,
+        metrics: Metrics,
+    ) -> None:
+        self._source = source
+        self._mountpoint = mountpoint
+        self._client = client
+        self._backend = backend
+        self._patience = patience
+        self._options = options
+        self._metrics = metrics
+        self._mode = options["virtual"] or ("hidden" if source.prefix else "visible")
+        self._caches: dict[str, Union[Cache, Answers]] = {}
+        self._files: list[OpenFiles] = []
+        self._posts: list[Posts] = []
+        uid = os.getuid() if options["uid"] is None else options["uid"]
+        gid = os.getgid() if options["gid"] is None else options["gid"]
+        self._owner = Owner(uid, gid, options["umask"])
+
+    def filesystem(self) -> Filesystem:
+        options = self._options
+        own = options["dc"] or self._backend.datacenter
+        has_locks = options["locks"] != "off"
+        home = self._datacenter(self._backend, own, options["ro"], has_locks, has_sessions=True)
+        self._count()
+        return Filesystem(home, self._visit, self._patience, self._metrics, options["locks"])
+
+    def _visit(self, name: str) -> Datacenter:
+        """The branches of another datacenter, which can be written only where that was asked for.
+
+        There are no locks: a session belongs to a node of its datacenter, and this mount's agent is none.
+        """
+        backend = Backend(self._client(name), self._patience)
+        backend.as_known(self._backend)
+        read_only = self._options["ro"] or not self._options["dc_write"]
+        return self._datacenter(backend, name, read_only, has_locks=False, has_sessions=False, space=name)
+
+    def _datacenter(
+        self,
+        backend: Backend,
+        name: Optional[str],
+        read_only: bool,
+        has_locks: bool,
+        has_sessions: bool,
+        space: str = "",
+    ) -> Datacenter:
+        virtual = None if self._mode == "off" else self._virtual(backend, name, space)
+        reserved = NAMES if virtual else frozenset()
+        keys = self._keys(backend, reserved, read_only, has_locks, has_sessions, space)
+        return Datacenter(keys, virtual, reserved, self._mode == "visible")
+
+    def _virtual(self, backend: Backend, name: Optional[str], space: str) -> VirtualBranch:
+        about: dict[str, Callable[[], object]] = {
+            "version": lambda: f"consulfs {__version__}",
+            "options": lambda: [f"source={self._source}", *shown(self._options, virtual=self._mode)],
+            "stats": self._metrics.summary,
+            "metrics": self._metrics.text,
+        }
+        facts = Facts(name, self._options["acl_secrets"], about)
+        answers = self._caches[f"virtual {space}".rstrip()] = Answers(backend, self._patience)
+        endpoints = tuple(each for each in ENDPOINTS if not (space and each.local))
+        tree = VirtualTree(endpoints, facts, answers)
+        return VirtualBranch(tree, Times(), Inodes(f"{space}\0virtual"), self._owner)
+
+    def _keys(
+        self,
+        backend: Backend,
+        reserved: frozenset[str],
+        read_only: bool,
+        has_locks: bool,
+        has_sessions: bool,
+        space: str,
+    ) -> KVBranch:
+        patience, options = self._patience, self._options
+        times, inodes, flags = Times(), Inodes(space), FlagMemory()
+        cache = self._caches[f"keys {space}".rstrip()] = Cache(options["cache_size"])
+        records = Records(backend, cache, times)
+        files = OpenFiles(backend, records, patience, times, inodes, flags)
+        host, ttl = socket.gethostname(), options["lock_ttl"]
+        name = f"consulfs {host}:{self._mountpoint} {secrets.token_hex(4)}"
+        for_locks = KeptSession(backend, patience, f"{name} locks", "release", ttl, options["lock_delay"])
+        # No lock-delay: others have no work of theirs to wait for, and a host that is back makes such a key at once.
+        for_keys = KeptSession(backend, patience, f"{name} ephemeral", "delete", ttl, 0)
+        lock = SessionLock(backend, records, patience)
+        posts = Posts(files, records, patience, lock, for_locks, for_keys)
+        locks = Locks(files, records, patience, posts, binding.MAX_WAITERS)
+        ephemeral = Ephemeral(backend, files, patience, posts, lock, for_keys, for_locks)
+        moves = Moves(backend, records, files, patience, times, inodes, flags)
+        tree = KVTree(self._source.prefix, reserved, backend, records, files, moves, times)
+        self._files.append(files)
+        self._posts.append(posts)
+        at_close = options["exclusive"] == "close"
+        return KVBranch(
+            tree,
+            files,
+            locks,
+            ephemeral,
+            times,
+            inodes,
+            patience,
+            self._owner,
+            read_only,
+            at_close,
+            has_locks,
+            has_sessions,
+        )
+
+    def _count(self) -> None:
+        """Have the metrics ask for what is counted by the parts themselves."""
+        metrics, caches = self._metrics, self._caches
+        metrics.counter(
+            "consulfs_cache_hits",
+            "Looks that asked nothing of Consul.",
+            lambda: {name: cache.hits for name, cache in list(caches.items())},
+        )
+        metrics.counter(
+            "consulfs_cache_misses",
+            "Looks at what was not known, or not any more.",
+            lambda: {name: cache.misses for name, cache in list(caches.items())},
+        )
+        metrics.gauge(
+            "consulfs_cache_bytes",
+            "Size of the records in memory.",
+            lambda: sum(cache.size for cache in list(caches.values()) if isinstance(cache, Cache)),
+        )
+        metrics.gauge(
+            "consulfs_locks_held",
+            "Keys whose lock in Consul this mount has.",
+            lambda: sum(posts.held for posts in list(self._posts)),
+        )
+        metrics.gauge(
+            "consulfs_open_files", "Open files that are keys.", lambda: sum(len(files) for files in list(self._files))
+        )

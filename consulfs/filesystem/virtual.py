@@ -1,0 +1,105 @@
+"""The virtual trees as a branch: what Consul and the mount say of themselves, to be read."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from dataclasses import dataclass
+from typing import Optional
+
+from consulfs.consulate import Forbidden
+from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner
+from consulfs.store.inodes import Inodes
+from consulfs.store.times import Times
+from consulfs.tree.virtual import Directory, Document, VirtualTree
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What a file held when it was opened."""
+
+    path: str
+    content: bytes
+    attributes: Attributes
+
+
+class VirtualBranch(Branch):
+    """An open file is a snapshot: it does not change under its reader.
+
+    Owner of `_open`: single operations on a dict, which are atomic.
+
+    :param owner: its umask is not heeded; as in sysfs, the modes are those of the content
+    """
+
+    def __init__(self, tree: VirtualTree, times: Times, inodes: Inodes, owner: Owner) -> None:
+        self._tree = tree
+        self._times = times
+        self._inodes = inodes
+        self._owner = owner
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Snapshot] = {}
+
+    def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
+        if path is None:
+            return self._snapshot(fh or 0).attributes
+        found = self._tree.look(path)
+        if isinstance(found, Directory):
+            mtime, ctime = self._times.get(found.path)
+            mode = stat.S_IFDIR | (0o700 if found.private else 0o755)
+            return self._stat(self._inodes.number(found.path), mode, 0, mtime, ctime, links=2)
+        try:
+            content = found.content
+        except Forbidden:
+            content = b""  # open(2) says EACCES; `ls -l` can still show it beside the others
+        return self._attributes(found, content)
+
+    def readdir(self, path: str) -> list[tuple[str, int, int]]:
+        shown = []
+        base = path.rstrip("/")
+        entries = self._tree.entries(path)
+        self._times.seen(base, frozenset(name for name, _ in entries))
+        for name, is_directory in entries:
+            kind = stat.S_IFDIR if is_directory else stat.S_IFREG
+            inode = self._inodes.number if is_directory else self._inode
+            shown.append((name, kind, inode(f"{base}/{name}")))
+        return shown
+
+    def open(self, path: str, flags: int, pid: int) -> Opened:
+        found = self._tree.look(path)
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if isinstance(found, Directory):
+            raise OSError(errno.EISDIR, "is a directory")
+        number, content = next(self._numbers), found.content
+        self._open[number] = _Snapshot(path, content, self._attributes(found, content))
+        return Opened(number, direct=True)
+
+    def read(self, fh: int, size: int, offset: int) -> bytes:
+        return self._snapshot(fh).content[offset : offset + size]
+
+    def release(self, fh: int) -> None:
+        self._open.pop(fh, None)
+
+    def key_of(self, fh: int) -> str:
+        return self._snapshot(fh).path
+
+    def _snapshot(self, fh: int) -> _Snapshot:
+        found = self._open.get(fh)
+        if found is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return found
+
+    def _attributes(self, document: Document, content: bytes) -> Attributes:
+        mtime, ctime = self._times.seen(document.path, content)
+        mode = stat.S_IFREG | (0o400 if document.private else 0o444)
+        return self._stat(self._inode(document.path), mode, len(content), mtime, ctime)
+
+    def _inode(self, path: str) -> int:
+        """A file with another content is another file, so that `tail -F` begins anew with it."""
+        mtime, _ = self._times.get(path)
+        return self._inodes.number(path if mtime == self._times.start else f"{path}\0{mtime}")
+
+    def _stat(self, inode: int, mode: int, size: int, mtime: int, ctime: int, links: int = 1) -> Attributes:
+        return Attributes(inode, mode, size, mtime, ctime, links, self._owner.uid, self._owner.gid)

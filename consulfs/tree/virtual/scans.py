@@ -1,0 +1,43 @@
+"""A program that goes through a directory: it reads the names, and then looks at each. Pure.
+
+`ls -l` of 5,000 files takes longer than an answer lives, and would ask again each second. So a name that a listing has
+shown is taken as it was then, once, for as long as the looks follow each other. A program that waits for a change looks
+at the same name again and again, and gets a new answer from the second look on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, Optional, TypeVar
+
+GAP = 1.0
+"""Seconds without a look after which nobody goes through the directory any more."""
+
+LONGEST = 60.0
+"""Seconds after which even one who still does gets new answers."""
+
+T = TypeVar("T")
+
+
+class Scan(Generic[T]):
+    """What a listing showed, by name.
+
+    :param now: seconds of a clock that never goes back
+    """
+
+    def __init__(self, shown: Mapping[str, T], now: float) -> None:
+        self._shown = dict(shown)
+        self._start = self._last = now
+
+    def is_live(self, now: float) -> bool:
+        return now - self._last <= GAP and now - self._start <= LONGEST
+
+    def take(self, name: str, now: float) -> Optional[T]:
+        """What the listing showed under a name, once; None where it did not, or where too much time has gone by."""
+        if not self.is_live(now):
+            self._shown.clear()
+            return None
+        found = self._shown.pop(name, None)
+        if found is not None:
+            self._last = now
+        return found

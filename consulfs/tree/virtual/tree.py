@@ -1,0 +1,240 @@
+"""What a path in the virtual trees means, from what the endpoints declare.
+
+What is found stays as it is for a moment (`PIN`): cp(1) takes a file that is another one between its stat(2) and its
+open(2) for replaced, and skips it. So a look sees what was true within `answers.LIFETIME` + `PIN` seconds.
+
+Owner of `_pins`, `_visits`, `_details` and `_present`: `_lock`, never held across a request.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable, NamedTuple, Optional, Union
+
+from cachetools import LRUCache, TTLCache
+
+from consulfs.consulate import ConsulateException
+from consulfs.consulate.api.base import Row
+from consulfs.errors import OutOfTime
+from consulfs.tree.virtual.answers import Answer, Answers
+from consulfs.tree.virtual.naming import file_name
+from consulfs.tree.virtual.parts import Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows
+from consulfs.tree.virtual.scans import Scan
+from consulfs.tree.virtual.text import render
+
+PIN = 0.8
+"""Seconds."""
+
+PRESENCE = 300.0
+"""Seconds for which it is remembered whether the server has an endpoint."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A path that is a directory.
+
+    :ivar path: "" for the root
+    :ivar groups: the raw names of the groups that lead to it
+    """
+
+    path: str
+    part: Union[Rows, Groups, Folder]
+    groups: tuple[str, ...]
+    private: bool
+
+
+class Document:
+    """A path that is a file."""
+
+    def __init__(self, path: str, private: bool, load: Callable[[], bytes]) -> None:
+        self.path = path
+        self.private = private
+        self._load = load
+        self._content: Optional[bytes] = None
+
+    @property
+    def content(self) -> bytes:
+        """What was there at the first look.
+
+        :raises Forbidden: it may not be read
+        """
+        if self._content is None:
+            self._content = self._load()
+        return self._content
+
+
+Found = Union[Directory, Document]
+
+
+class _Visit(NamedTuple):
+    """A directory that was listed."""
+
+    directory: Directory
+    scan: Scan[Any]
+
+
+class VirtualTree:
+    """The virtual trees of one datacenter.
+
+    :param endpoints: those that are shown
+    """
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], facts: Facts, answers: Answers) -> None:
+        self._answers = answers
+        self._root = Directory("", Folder({each.name: each.tree(facts) for each in endpoints}), (), False)
+        self._private = {each.name for each in endpoints if each.private}
+        self._lock = threading.Lock()
+        self._pins: TTLCache[str, Found] = TTLCache(1 << 14, PIN)
+        self._visits: LRUCache[str, _Visit] = LRUCache(64)
+        self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(1 << 14)
+        self._present: TTLCache[int, bool] = TTLCache(1 << 10, PRESENCE)
+
+    def look(self, path: str) -> Found:
+        """What stands at a path.
+
+        :raises OSError: ENOENT, ENOTDIR
+        """
+        found: Found = self._root
+        for name in path.split("/"):
+            if not name:
+                continue
+            if isinstance(found, Document):
+                raise OSError(errno.ENOTDIR, "not a directory")
+            found = self._step(found, name)
+        return found
+
+    def entries(self, path: str) -> list[tuple[str, bool]]:
+        """The names in a directory, each with whether it is a directory itself."""
+        found = self.look(path)
+        if isinstance(found, Document):
+            raise OSError(errno.ENOTDIR, "not a directory")
+        part = found.part
+        if isinstance(part, Folder):
+            return [
+                (name, not isinstance(each, Leaf))
+                for name, each in part.parts.items()
+                if self._is_present(each, found.groups)
+            ]
+        shown = _shown(found, self._answers.get(part.ask, *_asked(found)))
+        with self._lock:
+            self._visits[found.path] = _Visit(found, Scan(shown, time.monotonic()))
+        return [(name, isinstance(part, Groups)) for name in sorted(shown)]
+
+    # -- one name further down -------------------------------------------------------------------------------
+
+    def _step(self, directory: Directory, name: str) -> Found:
+        path = f"{directory.path}/{name}"
+        with self._lock:
+            pinned = self._pins.get(path)
+        if pinned is not None:
+            return pinned
+        found = self._child(directory, name, path)
+        with self._lock:
+            return self._pins.setdefault(path, found)
+
+    def _child(self, directory: Directory, name: str, path: str) -> Found:
+        part, groups = directory.part, directory.groups
+        private = directory.private or (directory is self._root and name in self._private)
+        if isinstance(part, Folder):
+            below = part.parts.get(name)
+            if below is None or not self._is_present(below, groups):
+                raise OSError(errno.ENOENT, "no such file")
+            return self._at(path, below, groups, private)
+        shown = self._find(directory, name)
+        if shown is None:
+            raise OSError(errno.ENOENT, "no such file")
+        if isinstance(part, Groups):
+            return self._at(path, part.each, (*groups, shown), private)
+        return Document(path, private, lambda: self._content(part, path, shown))
+
+    def _at(self, path: str, part: Part, groups: tuple[str, ...], private: bool) -> Found:
+        if not isinstance(part, Leaf):
+            return Directory(path, part, groups, private)
+        ask = part.ask
+        return Document(path, private, lambda: render(self._answers.get(ask, *groups).value))
+
+    def _find(self, directory: Directory, name: str) -> Any:
+        """What a directory shows under a name: rows, or a group's raw name; None where it shows nothing."""
+        part = directory.part
+        assert isinstance(part, (Rows, Groups))
+        asked = _asked(directory)
+        with self._lock:
+            visit = self._visits.get(directory.path)
+            listed = visit.scan.take(name, time.monotonic()) if visit is not None else None
+        answer = self._answers.known(part.ask, *asked)
+        if answer is None:
+            if listed is not None:
+                return listed
+            if isinstance(part, Groups) and (group := self._entered(directory, name)) is not None:
+                return group
+            answer = self._answers.get(part.ask, *asked)
+        return _shown(directory, answer).get(name)
+
+    def _entered(self, directory: Directory, name: str) -> Optional[str]:
+        """The raw name of a group that a program goes through: while its files are looked at, it is there."""
+        with self._lock:
+            visit = self._visits.get(f"{directory.path}/{name}")
+            return visit.directory.groups[-1] if visit is not None and visit.scan.is_live(time.monotonic()) else None
+
+    def _content(self, part: Rows, path: str, rows: list[Row]) -> bytes:
+        value = rows[0] if len(rows) == 1 else rows
+        if part.detail is None:
+            return render(value)
+        with self._lock:
+            known = self._details.get(path)
+        if known is None or known[0] != rows:
+            details = [self._answers.fresh(part.detail, row) for row in rows]
+            if None in details:
+                raise OSError(errno.ENOENT, "it was removed")
+            known = rows, render(details[0] if len(details) == 1 else details)
+            with self._lock:
+                self._details[path] = known
+        return known[1]
+
+    # -- what the server has -----------------------------------------------------------------------------------
+
+    def _is_present(self, part: Part, groups: tuple[str, ...]) -> bool:
+        ask = part.ask
+        if not part.optional or ask is None:
+            return True
+        with self._lock:
+            known = self._present.get(id(part))
+        if known is None:
+            try:
+                self._answers.get(ask, *groups)
+                known = True
+            except Lacking:
+                known = False
+            except (ConsulateException, OutOfTime):
+                return True  # it is there, and may not be read, or not now: whoever reads it is told
+            with self._lock:
+                self._present[id(part)] = known
+        return known
+
+
+def _asked(directory: Directory) -> tuple[str, ...]:
+    """The groups that a directory's call takes."""
+    part = directory.part
+    return () if isinstance(part, Rows) and part.keep is not None else directory.groups
+
+
+def _shown(directory: Directory, answer: Answer) -> Mapping[str, Any]:
+    """What a directory shows, by name: the rows of a file, or the raw name of a group."""
+    part, groups = directory.part, directory.groups
+    if isinstance(part, Groups):
+        names = part.names
+        return answer.derive(part, lambda value: {file_name(name): name for name in names(value)})
+    assert isinstance(part, Rows)
+    return answer.derive((part, groups), lambda rows: _by_name(part, groups, rows))
+
+
+def _by_name(part: Rows, groups: tuple[str, ...], rows: list[Row]) -> dict[str, list[Row]]:
+    shown: dict[str, list[Row]] = {}
+    for row in rows:
+        if part.keep is None or part.keep(row, *groups):
+            shown.setdefault(part.name(row), []).append(row)
+    return shown
