@@ -1,8 +1,8 @@
 """A program that goes through a directory: it reads the names, and then looks at each. Pure.
 
-`ls -l` of 5,000 files takes longer than an answer lives, and would ask again each second. So a name that a listing has
-shown is taken as it was then, once, for as long as the looks follow each other. A program that waits for a change looks
-at the same name again and again, and gets a new answer from the second look on.
+`ls -l` of 5,000 files takes longer than an answer lives, and would ask again each second. So a name that a listing of
+many has shown is taken as it was then, once, for as long as the looks follow each other. A program that waits for a
+change looks at the same name again and again, and gets a new answer from the second look on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, Optional, TypeVar
 
-GAP = 1.0
+MANY = 100
+"""Names. Fewer are gone through before their answer is old, and asking again costs little."""
+
+GAP = 2.0
 """Seconds without a look after which nobody goes through the directory any more."""
 
 LONGEST = 60.0
@@ -26,7 +29,7 @@ class Scan(Generic[T]):
     """
 
     def __init__(self, shown: Mapping[str, T], now: float) -> None:
-        self._shown = dict(shown)
+        self._shown = dict(shown) if len(shown) > MANY else {}
         self._start = self._last = now
 
     def is_live(self, now: float) -> bool:

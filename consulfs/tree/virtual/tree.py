@@ -23,7 +23,7 @@ from consulfs.errors import OutOfTime
 from consulfs.tree.virtual.answers import Answer, Answers
 from consulfs.tree.virtual.naming import file_name
 from consulfs.tree.virtual.parts import Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows
-from consulfs.tree.virtual.scans import Scan
+from consulfs.tree.virtual.scans import LONGEST, Scan
 from consulfs.tree.virtual.text import render
 
 PIN = 0.8
@@ -89,7 +89,7 @@ class VirtualTree:
         self._private = {each.name for each in endpoints if each.private}
         self._lock = threading.Lock()
         self._pins: TTLCache[str, Found] = TTLCache(1 << 14, PIN)
-        self._visits: LRUCache[str, _Visit] = LRUCache(64)
+        self._visits: TTLCache[str, _Visit] = TTLCache(64, LONGEST)
         self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(1 << 14)
         self._present: TTLCache[int, bool] = TTLCache(1 << 10, PRESENCE)
 
