@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
@@ -123,12 +124,15 @@ def put_intention(curl: Curl, source: str, destination: str, action: str) -> Non
 # -- names -----------------------------------------------------------------------------------------------------
 
 
+WHOLE = {"": "%empty", ".": "%2E", "..": "%2E%2E", "%empty": "%25empty", "%2E": "%252E", "%2E%2E": "%252E%2E"}
+
+
 def shown(*parts: str, separator: str = ":") -> str:
     """The file name for raw names, as the issue and the names of keys have it."""
     written = [_deepened(part).replace("/", "%2F") for part in parts]
     written[:-1] = [part.replace(":", "%3A") for part in written[:-1]]
     name = separator.join(written)
-    whole = {"": "%empty", ".": "%2E", "..": "%2E%2E", "%2E": "%252E", "%2E%2E": "%252E%2E"}.get(name, name)
+    whole = WHOLE.get(name, re.sub("(?<=.)%value$", "%25value", name, flags=re.DOTALL))
     if len(whole.encode()) <= 255:
         return whole
     digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
@@ -136,7 +140,7 @@ def shown(*parts: str, separator: str = ":") -> str:
 
 
 def _deepened(part: str) -> str:
-    return part.replace("%2F", "%252F").replace("%3A", "%253A")
+    return re.sub("%((25)*(2F|3A))", r"%25\1", part)
 
 
 # -- what is to be there ---------------------------------------------------------------------------------------

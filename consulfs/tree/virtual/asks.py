@@ -1,19 +1,20 @@
 """What several endpoints ask for, and how they ask about a service or node whose name no URL carries.
 
-A name "." or ".." would be another path, to which Consul redirects (301). What Consul knows of such a one is in its
-answers about all: the checks by a filter, the instances in the nodes' own lists.
+With a name like "..", "a//b" or "/a" the URL would be that of another path, to which Consul redirects (301), and one
+with a newline is refused (400). What Consul knows of such a one is in its answers about all: the checks by a filter,
+the instances in the nodes' own lists.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Callable
 
-from consulfs.consulate import Consul
+from consulfs.consulate import ClientError, Consul
 from consulfs.consulate.api.base import Row, Rows
+from consulfs.consulate.api.records import travels_in_url
 from consulfs.tree.virtual.parts import Ask
-
-_NO_SEGMENT = (".", "..")
 
 
 def nodes(consul: Consul, left: float) -> Rows:
@@ -30,39 +31,37 @@ def sessions(consul: Consul, left: float) -> Rows:
 
 
 def checks_of_node(consul: Consul, left: float, node: str) -> Rows:
-    if node in _NO_SEGMENT:
-        return consul.health.state("any", filter=f'Node == "{node}"', timeout=left)
-    return consul.health.node(node, timeout=left)
+    return _by_url(
+        node,
+        lambda: consul.health.node(node, timeout=left),
+        lambda: consul.health.state("any", filter=f"Node == {_quoted(node)}", timeout=left),
+    )
 
 
 def checks_of_service(consul: Consul, left: float, service: str) -> Rows:
-    if service in _NO_SEGMENT:
-        return consul.health.state("any", filter=f'ServiceName == "{service}"', timeout=left)
-    return consul.health.checks(service, timeout=left)
+    return _by_url(
+        service,
+        lambda: consul.health.checks(service, timeout=left),
+        lambda: consul.health.state("any", filter=f"ServiceName == {_quoted(service)}", timeout=left),
+    )
 
 
 def instances(consul: Consul, left: float, service: str) -> Rows:
     """The instances of a service as the catalog has them."""
-    if service not in _NO_SEGMENT:
-        return consul.catalog.service(service, timeout=left)
-    return [_catalog_row(node, each) for node, each in _instances(consul, left, service)]
+    return _by_url(
+        service,
+        lambda: consul.catalog.service(service, timeout=left),
+        lambda: [_catalog_row(node, each) for node, each in _instances(consul, left, service)],
+    )
 
 
 def health_of_service(consul: Consul, left: float, service: str) -> Rows:
     """The instances of a service, each with its node and the checks of both."""
-    if service not in _NO_SEGMENT:
-        return consul.health.service(service, timeout=left)
-    checks = consul.health.state("any", filter=f'ServiceName == "{service}" or ServiceName == ""', timeout=left)
-    return [
-        {
-            "Node": node,
-            "Service": each,
-            "Checks": [
-                check for check in checks if check["Node"] == node["Node"] and check["ServiceID"] in ("", each["ID"])
-            ],
-        }
-        for node, each in _instances(consul, left, service)
-    ]
+    return _by_url(
+        service,
+        lambda: consul.health.service(service, timeout=left),
+        lambda: _health_rows(consul, left, service),
+    )
 
 
 def without(fields: Collection[str], ask: Ask) -> Ask:
@@ -76,23 +75,68 @@ def without(fields: Collection[str], ask: Ask) -> Ask:
     return lambda consul, left, *groups: stripped(ask(consul, left, *groups))
 
 
+def _by_url(name: str, ask: Callable[[], Rows], instead: Callable[[], Rows]) -> Rows:
+    """What the URL with a name gives; where Consul takes no such URL, what stands in for it."""
+    if not travels_in_url(name):
+        return instead()
+    try:
+        return ask()
+    except ClientError as error:
+        # Characters newer than the server's Unicode tables are unprintable to it.
+        if error.status == 400 and not name.isascii():
+            return instead()
+        raise
+
+
+def _quoted(text: str) -> str:
+    """A text in a filter. Consul's grammar ends it at the next quote, whatever stands before that."""
+    return '"' + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022") + '"'
+
+
 def _instances(consul: Consul, left: float, service: str) -> Iterator[tuple[Row, Row]]:
-    """(node, service) of each instance, by the nodes' own lists: a request a node."""
+    """(node, service) of each instance, by the nodes' own lists: a request a node.
+
+    A node is asked for by its ID, which any URL carries. One without, which no agent runs, by its name: what is on a
+    node without an ID whose name no URL carries either is not found.
+    """
     for node in nodes(consul, left):
-        name = node["ID"] if node["Node"] in _NO_SEGMENT else node["Node"]
-        found = consul.catalog.node_services(name, filter=f'Service == "{service}"', timeout=left) if name else None
-        for each in found["Services"] if found else ():
+        name = node["ID"] or node["Node"]
+        if not travels_in_url(name):
+            continue
+        found = consul.catalog.node_services(name, filter=f"Service == {_quoted(service)}", timeout=left)
+        for each in (found and found["Services"]) or ():
             yield node, each
+
+
+def _health_rows(consul: Consul, left: float, service: str) -> Rows:
+    """As `GET /v1/health/service/:service` gives them: a node's own checks stand before those of the instance."""
+    of_either = f'ServiceName == {_quoted(service)} or ServiceName == ""'
+    checks = consul.health.state("any", filter=of_either, timeout=left)
+    return [
+        {
+            "Node": node,
+            "Service": each,
+            "Checks": [
+                check
+                for owner in ("", each["ID"])
+                for check in checks
+                if (check["Node"], check["ServiceID"]) == (node["Node"], owner)
+            ],
+        }
+        for node, each in _instances(consul, left, service)
+    ]
 
 
 def _catalog_row(node: Row, service: Row) -> Row:
     """As `GET /v1/catalog/service/:service` writes an instance."""
+    # A node's own list leaves an empty kind out, and has null for no metadata.
+    fields = {"Kind": "", **service, "Meta": service.get("Meta") or {}}
     return {
         **{name: node.get(name) for name in ("ID", "Node", "Address", "Datacenter", "TaggedAddresses")},
         "NodeMeta": node.get("Meta"),
         **{
             f"Service{'Name' if name == 'Service' else name}": value
-            for name, value in service.items()
+            for name, value in fields.items()
             if not name.endswith("Index")
         },
         "CreateIndex": service.get("CreateIndex"),
