@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import signal
 import stat
+import subprocess
+import tempfile
+import time
 
 import pytest
-from support.agent import Agent
+from support.agent import Agent, die_with_parent
 from support.curl import Curl
+from support.errors import errno_of
 from support.mount import Mount
-from support.registry import TREES, expected, fill, flat
+from support.registry import KINDS, TREES, expected, fill, flat, put_instance, remove_node
 from support.waiting import until
 
 ELSEWHERE = {"_acl", "_consulfs"}
@@ -147,3 +154,192 @@ def test_a_file_has_the_size_that_ls_shows(mount, tree):
         size, mode, name = path.split(" ", 2)
         assert mode == "444", name
         assert int(size) == len((mount.path / name).read_bytes()), name
+
+
+# -- nodes that come and go ------------------------------------------------------------------------------------
+
+COME_AND_GO = """
+register() {
+    curl -s -X PUT --data-binary @- "$1/catalog/register" <<END >&2
+{"Node": "$2", "Address": "192.0.2.9", "Service": {"Service": "brief", "ID": "brief"},
+ "Checks": [{"Node": "$2", "CheckID": "c", "Name": "c", "Status": "critical", "ServiceID": "brief"}]}
+END
+}
+while :; do
+    for n in 1 2 3 4 5 6; do register "$1" "brief-$n"; done
+    echo come
+    sleep 0.3
+    for n in 1 2 3 4 5 6; do
+        curl -s -X PUT -d "{\\"Node\\": \\"brief-$n\\"}" "$1/catalog/deregister" >&2
+    done
+    echo gone
+    sleep 0.3
+done
+"""
+
+NOTHING_THERE = re.compile(r".*: No such file or directory\Z")
+
+
+@pytest.fixture
+def restless(curl):
+    """A process that registers nodes and deregisters them, again and again; the file that it says "gone" in."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            ["bash", "-c", COME_AND_GO, "-", curl.url],
+            stdout=said,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            yield said
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for number in range(1, 7):
+                remove_node(curl, f"brief-{number}")
+
+
+def times_gone(said):
+    return os.pread(said.fileno(), 1 << 20, 0).count(b"gone")
+
+
+def complaints(done):
+    """The lines of a script's errors that are no ENOENT."""
+    return [line for line in done.stderr.splitlines() if not NOTHING_THERE.match(line)]
+
+
+@pytest.fixture
+def slow(agent, proxy):
+    """A mount whose Consul takes its time: a node can leave while a program goes through a tree."""
+    proxy.fault = lambda seen: 0.03
+    with Mount(proxy.address, "timeout=20") as mount:
+        yield mount
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ls -lR _health/node _catalog",
+        "find _health/node _catalog -ls",
+        "find _health/node _catalog -type f -exec cat {} +",
+        "grep -r brief _health/node _catalog",
+        "rm -rf {folder}/*; cp -r _health/node _catalog {folder}/",
+        "du -a _health/node _catalog",
+    ],
+)
+def test_a_node_that_leaves_while_it_is_listed_is_not_there_and_that_is_all(slow, restless, script, tmp_path):
+    until(lambda: times_gone(restless) >= 1)
+    rounds, start = 0, times_gone(restless)
+    while rounds < 3 or times_gone(restless) < start + 3:
+        assert complaints(slow.sh(f"({script.replace('{folder}', str(tmp_path))}) >/dev/null")) == []
+        rounds += 1
+    assert slow.ok("ls _status") == "leader\npeers\n"
+    assert "Traceback" not in slow.log_text()
+
+
+@pytest.fixture
+def brief(mount, curl):
+    """What a listing shows of a node that has left since."""
+    put_instance(curl, "brief", "short-lived")
+    paths = {
+        "_catalog/nodes/brief",
+        "_catalog/services/short-lived",
+        "_catalog/services/short-lived/brief:short-lived-brief",
+        "_health/any/brief:service:short-lived-brief",
+        "_health/checks/short-lived",
+        "_health/checks/short-lived/brief:service:short-lived-brief",
+        "_health/node/brief",
+        "_health/node/brief/service:short-lived-brief",
+        "_health/passing/brief:service:short-lived-brief",
+        "_health/service/short-lived",
+        "_health/service/short-lived/brief:short-lived-brief",
+        "_session/node/brief",
+    }
+    try:
+        until(
+            lambda: (
+                set(mount.ok("find _catalog _health _session -path '*brief*' -o -name short-lived").split()) == paths
+            )
+        )
+    finally:
+        remove_node(curl, "brief")
+    time.sleep(2)
+    return sorted(paths)
+
+
+def test_a_node_that_left_since_it_was_listed_is_not_there_for_any_call(mount, brief):
+    for path in brief:
+        for call in (os.stat, os.listdir, lambda path: open(path).close()):
+            assert errno_of(call, mount.path / path) == errno.ENOENT, path
+    assert mount.ok("find _catalog _health _session -path '*brief*' -o -name short-lived") == ""
+
+
+@pytest.mark.parametrize("tool", ["ls -l", "cat", "stat", "grep -r x", "cp -r -t {folder}", "find", "du"])
+def test_a_tool_that_comes_too_late_says_that_there_is_no_such_file_and_nothing_else(mount, brief, tool, tmp_path):
+    done = mount.sh(f"{tool.format(folder=tmp_path)} {' '.join(brief)}")
+    assert complaints(done) == []
+    assert len(done.stderr.splitlines()) == len(brief)
+    assert done.stdout == ""
+
+
+def test_an_open_file_of_a_node_that_left_stays_as_it_was(mount, curl):
+    put_instance(curl, "brief", "short-lived")
+    path = mount.path / "_catalog/services/short-lived/brief:short-lived-brief"
+    [row] = curl.json("catalog/service/short-lived")
+    try:
+        until(path.exists)
+        with open(path, "rb") as file:
+            remove_node(curl, "brief")
+            time.sleep(2)
+            assert file.read().decode() == text_of(row)
+            assert errno_of(os.stat, path) == errno.ENOENT
+    finally:
+        remove_node(curl, "brief")
+
+
+# -- what a server lacks, or keeps to itself -------------------------------------------------------------------
+
+LACKING = {"_intention": "/v1/connect/intentions", "_coordinate": "/v1/coordinate/nodes"}
+"""Trees that stand and fall with an endpoint."""
+
+
+def test_an_endpoint_that_the_server_lacks_is_not_there(agent, proxy):
+    proxy.fault = lambda seen: (404, b"") if seen.path.startswith(tuple(LACKING.values())) else None
+    with Mount(proxy.address, "timeout=20") as mount:
+        rest = {"app", *TREES} - LACKING.keys()
+        for script in ("ls", "ls -l", "ls -la", "find . -maxdepth 1", "find . -maxdepth 2"):
+            done = mount.sh(script)
+            assert (done.returncode, done.stderr) == (0, ""), script
+            assert not any(name in done.stdout for name in LACKING), script
+        assert set(os.listdir(mount.path)) - ELSEWHERE == rest
+        for name in LACKING:
+            for call in (os.stat, os.listdir, lambda path: open(path).close()):
+                assert errno_of(call, mount.path / name) == errno.ENOENT
+        assert "Traceback" not in mount.log_text()
+
+
+@pytest.mark.parametrize("tree", LACKING)
+def test_what_may_not_be_read_is_listed_and_the_rest_works(agent, curl, proxy, tree):
+    proxy.fault = lambda seen: (403, b"Permission denied") if seen.path.startswith(LACKING[tree]) else None
+    place = {"_intention": "_intention", "_coordinate": "_coordinate/nodes"}[tree]
+    with Mount(proxy.address, "timeout=20") as mount:
+        for script in ("ls", "ls -l", "find . -maxdepth 1"):
+            done = mount.sh(script)
+            assert (done.returncode, done.stderr) == (0, ""), script
+            assert tree in done.stdout
+        assert set(os.listdir(mount.path)) - ELSEWHERE == {"app", *TREES}
+        assert errno_of(os.listdir, mount.path / place) == errno.EACCES
+        assert errno_of(os.stat, mount.path / place / "any") == errno.EACCES
+        for other in sorted(TREES.keys() - {tree}):
+            agree(mount, curl, other)
+
+
+def test_kinds_of_config_entries_that_the_server_does_not_know_are_not_there(mount, curl):
+    known = [kind for kind in KINDS if curl("GET", f"config/{kind}")[0] == 200]
+    assert 0 < len(known) < len(KINDS), "a server that knows them all proves nothing"
+    done = mount.sh("ls -l _config; find _config")
+    assert done.stderr == ""
+    assert sorted(os.listdir(mount.path / "_config")) == sorted(known)
+    for kind in set(KINDS) - set(known):
+        assert errno_of(os.stat, mount.path / "_config" / kind) == errno.ENOENT
