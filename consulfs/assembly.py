@@ -96,7 +96,7 @@ class Assembly:
         virtual = None if self._mode == "off" else self._virtual(backend, name, space)
         reserved = NAMES if virtual else frozenset()
         keys = self._keys(backend, reserved, read_only, has_locks, has_sessions, space)
-        return Datacenter(keys, virtual, reserved, self._mode == "visible")
+        return Datacenter(keys, virtual, reserved, self._mode == "visible", read_only)
 
     def _virtual(self, backend: Backend, name: Optional[str], space: str) -> VirtualBranch:
         about: dict[str, Callable[[], object]] = {
@@ -127,9 +127,10 @@ class Assembly:
         files = OpenFiles(backend, records, patience, times, inodes, flags)
         host, ttl = socket.gethostname(), options["lock_ttl"]
         name = f"consulfs {host}:{self._mountpoint} {secrets.token_hex(4)}"
-        for_locks = KeptSession(backend, patience, f"{name} locks", "release", ttl, options["lock_delay"])
+        abroad = options["dc"] is not None and options["dc"] != backend.datacenter
+        for_locks = KeptSession(backend, patience, f"{name} locks", "release", ttl, options["lock_delay"], abroad)
         # No lock-delay: others have no work of theirs to wait for, and a host that is back makes such a key at once.
-        for_keys = KeptSession(backend, patience, f"{name} ephemeral", "delete", ttl, 0)
+        for_keys = KeptSession(backend, patience, f"{name} ephemeral", "delete", ttl, 0, abroad)
         lock = SessionLock(backend, records, patience)
         posts = Posts(files, records, patience, lock, for_locks, for_keys)
         locks = Locks(files, records, patience, posts, binding.MAX_WAITERS)

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import Callable, Optional
 
+from consulfs.errors import Unlogged
 from consulfs.filesystem.branch import Attributes, Branch, Opened
 from consulfs.metrics import Metrics
 from consulfs.store.locktable import Claim
@@ -29,12 +30,14 @@ class Datacenter:
     :ivar virtual: None where there are no virtual trees
     :ivar reserved: the names at its root that belong to `virtual`, whether or not they are there
     :ivar is_listed: whether a listing of its root shows them
+    :ivar is_read_only: whether its keys are only read
     """
 
     keys: Branch
     virtual: Optional[Branch]
     reserved: frozenset[str]
     is_listed: bool
+    is_read_only: bool
 
     @property
     def branches(self) -> list[Branch]:
@@ -142,12 +145,17 @@ class Filesystem:
         branch.unlink(path)
 
     def rename(self, old: str, new: str, flags: int) -> None:
-        (source, old), (target, new) = self._at(old), self._at(new)
-        if source is not target:
-            if any(each is there.virtual for each in (source, target) for there in self._datacenters()):
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-            raise OSError(errno.EXDEV, "the new name is in another datacenter")
-        source.rename(old, new, flags)
+        (here, old), (there, new) = self._find(old), self._find(new)
+        source, target = here.branch(old), there.branch(new)
+        if source is target:
+            source.rename(old, new, flags)
+            return
+        # After EXDEV mv(1) copies, and removes what it has copied: where it could not do both, it must not begin.
+        if source is not here.keys or target is not there.keys or here.is_read_only or there.is_read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if "/" in (old, new):
+            raise OSError(errno.EBUSY, "the root of a datacenter")
+        raise Unlogged(errno.EXDEV, "the new name is in another datacenter")
 
     def mknod(self, path: str, mode: int, pid: int) -> None:
         branch, path = self._at(path)
@@ -251,16 +259,17 @@ class Filesystem:
         if virtual is None or parts[1] != DATACENTERS or len(parts) < 3:
             return self._home, path
         name = parts[2]
-        virtual.getattr(f"/{DATACENTERS}/{name}", None)  # ENOENT where there is no such datacenter
+        try:
+            virtual.getattr(f"/{DATACENTERS}/{name}", None)
+        except FileNotFoundError:
+            if len(parts) > 3:
+                raise
+            return self._home, path  # where none can be made either
         with self._lock:
             if name not in self._others:
                 self._others[name] = self._visit(name)
                 self._branches += self._others[name].branches
             return self._others[name], "/" + "".join(parts[3:])
-
-    def _datacenters(self) -> list[Datacenter]:
-        with self._lock:
-            return [self._home, *self._others.values()]
 
     def _handed_out(self, branch: Branch, opened: Opened) -> Opened:
         return opened._replace(number=self._branches.index(branch) << _NUMBER_BITS | opened.number)

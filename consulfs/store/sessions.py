@@ -9,12 +9,13 @@ Owner of everything here: `KeptSession._changed`, never held across a request.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
-from typing import Callable, Optional
+from typing import Callable, NoReturn, Optional
 
 from consulfs.consulate import ConsulateException, UnknownSession
-from consulfs.errors import Interrupted, OutOfTime
+from consulfs.errors import Interrupted, OutOfTime, Unlogged
 from consulfs.store.backend import Backend, Uncertain
 from consulfs.store.patience import Patience
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 RENEWALS = 3
 """Renewals in the time of a TTL."""
+
+NO_NODE = "Missing node registration"
+"""Consul's words where a session's node is unknown: in the agent's own datacenter it is entered within a moment."""
 
 PAUSE = 1.0
 """Seconds until a renewal that failed is tried again."""
@@ -34,6 +38,7 @@ class KeptSession:
     :param behavior: what becomes of its keys when it is lost: "release" or "delete"
     :param ttl: seconds that it outlives this mount where the host dies; up to twice that, in truth
     :param delay: seconds for which nobody gets its keys' locks when it is lost
+    :param abroad: it is made in another datacenter than the agent's
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class KeptSession:
         behavior: str,
         ttl: float,
         delay: float,
+        abroad: bool = False,
     ) -> None:
         self._backend = backend
         self._patience = patience
@@ -51,6 +57,7 @@ class KeptSession:
         self._behavior = behavior
         self._ttl = ttl
         self._delay = delay
+        self._abroad = abroad
         self._listeners: list[Callable[[str], None]] = []
         self._changed = threading.Condition()
         self._id: Optional[str] = None
@@ -58,6 +65,7 @@ class KeptSession:
         self._keeper: Optional[threading.Thread] = None
         self._used = False  # a session was asked for, and may be there
         self._ended = False
+        self._refused = False  # and that was logged
 
     def listen(self, on_lost: Callable[[str], None]) -> None:
         """Have somebody told the ID of a session that is lost. Before the session is used."""
@@ -73,6 +81,7 @@ class KeptSession:
         """The session's ID; it is made where there is none.
 
         :raises Forbidden: the token may make none
+        :raises OSError: ENOLCK where no node of the datacenter can have one
         """
         with self._changed:
             self._patience.wait(self._changed, lambda: not self._making)
@@ -127,9 +136,18 @@ class KeptSession:
             try:
                 return self._backend.create_session(self.name, self._behavior, self._ttl, self._delay)
             except Uncertain as error:
+                if self._abroad and NO_NODE in str(error):
+                    self._refuse(error)
                 log.debug("looking whether the session was made: %s", error)
                 found = self._backend.sessions_named(self.name)
         return found[0]
+
+    def _refuse(self, cause: Uncertain) -> NoReturn:
+        """A session is the agent's node's, which only the agent's own datacenter is sure to know."""
+        if not self._refused:
+            log.warning("no locks and no ephemeral keys: the datacenter has no node of the agent's name: %s", cause)
+        self._refused = True
+        raise Unlogged(errno.ENOLCK, "no node in this datacenter") from cause
 
     def _keep(self) -> None:
         """The keeper thread: renew until the mount ends."""
