@@ -566,9 +566,16 @@ def test_a_mount_ends_while_another_datacenter_hangs(both, curl, there):
         files = [open(mount.path / name, "wb", 0) for name in ("_dc/dc2/f", "_dc/dc2/g", "f")]
         for file in files:
             file.write(b"unsaved")
+        failed = []
+        waiting = threading.Thread(target=lambda: failed.append(errno_of(os.stat, mount.path / "_dc/dc2/none")))
         with frozen(both):
+            time.sleep(1.2)  # what was read before stands for a second
+            waiting.start()
+            time.sleep(0.2)
             mount.process.send_signal(signal.SIGTERM)
             assert mount.wait_end() == 0
+            waiting.join()
+            assert failed[0] in (errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNABORTED)
             close_all(files)
             assert curl.tree() == {"f": b"unsaved"}
         lost = [line for line in mount.log_text().splitlines() if "'f'" in line or "'g'" in line]
