@@ -7,6 +7,7 @@ import pytest
 from support.agent import Agent
 from support.catalog import clear_catalog
 from support.curl import Curl
+from support.datacenters import datacenters
 from support.proxy import Proxy
 from support.signatures import positional
 from support.waiting import place_nodes, until
@@ -226,10 +227,8 @@ def test_a_blocking_query_wakes_for_a_new_instance(consul, curl):
 
 def test_registrations_go_to_the_datacenter_that_is_named(curl):
     """By the body: the query's dc is not heeded by Consul for these."""
-    with Agent() as here, Agent({"datacenter": "dc2"}) as there:
+    with datacenters() as (here, there):
         near, far = Curl(here.url), Curl(there.url)
-        assert near("PUT", f"agent/join/127.0.0.1:{there.wan}?wan=1")[0] == 200
-        until(lambda: near("GET", "catalog/nodes?dc=dc2")[0] == 200 and len(near.json("catalog/datacenters")) == 2)
 
         def names(curl):
             return {each["Node"] for each in curl.json("catalog/nodes")}

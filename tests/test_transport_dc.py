@@ -6,6 +6,7 @@ import threading
 import pytest
 from support.agent import Agent
 from support.curl import Curl
+from support.datacenters import datacenters
 from support.waiting import until
 
 from consulfs import consulate
@@ -14,19 +15,8 @@ from consulfs.consulate.api.txn import operation
 
 @pytest.fixture(scope="module")
 def both():
-    with Agent({"datacenter": "dc1"}) as one, Agent({"datacenter": "dc2"}) as two:
-        status, text = Curl(two.url)("PUT", f"agent/join/127.0.0.1:{one.wan}?wan=1")
-        assert status == 200, text
-        until(lambda: all(knows_both(agent) for agent in (one, two)))
-        yield one, two
-
-
-def knows_both(agent):
-    """Listed, and a request is carried to either: a datacenter is listed before its servers are."""
-    curl = Curl(agent.url)
-    if sorted(json.loads(curl("GET", "catalog/datacenters")[1])) != ["dc1", "dc2"]:
-        return False
-    return all(curl("GET", f"session/list?dc={name}")[0] == 200 for name in ("dc1", "dc2"))
+    with datacenters() as both:
+        yield both
 
 
 @pytest.fixture
