@@ -91,7 +91,8 @@ class Metrics:
             for sample in family.samples:
                 if sample.name.endswith("_bucket"):
                     continue
-                value = int(sample.value) if sample.value.is_integer() else sample.value
+                number = float(sample.value)  # a collector may give an int, which has no is_integer before Python 3.12
+                value = int(number) if number.is_integer() else number
                 if sample.labels:
                     summary.setdefault(sample.name, {})[" ".join(sample.labels.values())] = value
                 else:
