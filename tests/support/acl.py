@@ -11,9 +11,21 @@ from support.curl import Curl
 MASTER = "11111111-2222-3333-4444-555555555555"
 
 
-def guarded_agent() -> Agent:
-    """Whoever has no token may do nothing."""
-    return Agent({"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER}}})
+def guarded_agent(tokens: dict | None = None, **config: object) -> Agent:
+    """Whoever has no token may do nothing.
+
+    :param tokens: what the agent has beside the master token
+    """
+    return Agent(
+        {"acl": {"enabled": True, "default_policy": "deny", "tokens": {"master": MASTER, **(tokens or {})}}, **config}
+    )
+
+
+def make(admin: Curl, path: str, **body: object) -> dict:
+    """What Consul says of a new thing of the ACL system, such as acl/token."""
+    status, text = admin("PUT", path, json.dumps(body).encode())
+    assert status == 200, text
+    return json.loads(text)
 
 
 def make_policy(admin: Curl, rules: str) -> dict[str, str]:
