@@ -232,14 +232,18 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> Options:
     """
     values: dict[str, Any] = {}
     kernel = ["nosuid", "nodev", "noexec"]
+    before: Optional[Option] = None
     for word in words:
         name, separator, text = word.partition("=")
-        option = BY_NAME.get(name)
+        option, behind = BY_NAME.get(name), before
+        before = option
         if option is not None:
             values[name] = _value(option, separator, text)
         elif word in KERNEL:
             kernel.append(word)
         elif word not in IGNORED and not name.startswith(("x-", "comment", "X-")):
+            if behind is not None and behind.secret:  # it may be the rest of a password, which no log is to have
+                raise BadOption(f"what stands behind {behind.name}=... is no option; a comma in a value is written \\,")
             raise BadOption(f"unknown option {name!r}; see consulfs --help")
     given = frozenset(values)
     for option in OPTIONS:

@@ -98,3 +98,10 @@ def test_every_option_is_described():
 
 def test_a_token_is_not_shown():
     assert "s3cret" not in repr(options.parse(["token=s3cret", "auth=u:s3cret"], {}))
+
+
+@pytest.mark.parametrize("text", ["auth=user:pass,word", "token=one,word,ro", "ro,auth=a:b,word=x"])
+def test_the_rest_of_a_secret_behind_a_comma_is_not_repeated(text):
+    with pytest.raises(options.BadOption, match="comma") as caught:
+        options.parse(options.split(text), {})
+    assert "word" not in str(caught.value)
