@@ -143,6 +143,18 @@ def test_tokens_are_as_consul_lists_them_without_their_secrets(root, cluster):
     assert own == {**without_secret(cluster.by_itself("token", cluster.other["AccessorID"]))}
 
 
+def test_the_secrets_of_a_later_consul_are_left_out_too(guarded, cluster, tmp_path):
+    """Later versions list tokens with their SecretIDs; 1.8 does not."""
+    whole = [cluster.by_itself("token", each["AccessorID"]) for each in cluster.curl.json("acl/tokens")]
+    later = json.dumps(whole).encode()
+    with Proxy(guarded.port) as proxy, mounted(proxy.address, tmp_path, cluster.root["SecretID"]) as mount:
+        proxy.fault = lambda seen: (200, later) if seen.path.startswith("/v1/acl/tokens") else None
+        assert files(mount.path / "_acl/tokens") == {
+            each["AccessorID"]: rendered(without_secret(each)) for each in whole
+        }
+        assert all(each["SecretID"] for each in whole)
+
+
 def test_policies_are_as_consul_gives_each_with_its_rules(root, cluster):
     wanted = {
         each["Name"]: rendered(cluster.by_itself("policy", each["ID"])) for each in cluster.curl.json("acl/policies")
@@ -350,7 +362,7 @@ def test_no_secret_is_anywhere(guarded, cluster, tmp_path, how):
     cluster.curl.put("k", b"value")
     secrets = secrets_of(cluster)
     with logging(guarded.address, cluster, tmp_path, how, "timeout=20") as mount:
-        mount.sh("cat nothing; echo x > _acl/self; echo new > k; rm -rf _acl; cat /_acl/list/x; ls _acl/tokens/x")
+        mount.sh("cat nothing; echo x > _acl/self; echo new > k; rm -rf _acl; cat _acl/list/x; ls _acl/tokens/x")
         assert look_everywhere(mount, secrets, tmp_path / "patterns") == {}
         options = (mount.path / "_consulfs/options").read_text()
         argv = Path(f"/proc/{mount.process.pid}/cmdline").read_text()
