@@ -20,6 +20,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from consulfs.consulate import ConsulateException
 from consulfs.errors import Interrupted, Unlogged, errno_of
 from consulfs.filesystem import NOW
 from consulfs.processes import Heed, is_to_end
@@ -43,6 +44,9 @@ IDLE_THREADS = 20
 
 LOOP_ENDED = 8
 """What fuse_main returns when a signal has ended its loop (libfuse, lib/helper.c): a clean end."""
+
+UNKNOWN_INODE = 0xFFFFFFFF
+"""libfuse's own, for a name in a listing whose number is not known (lib/fuse.c)."""
 
 UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
 
@@ -170,8 +174,9 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
             self._fs.failed(operation, code)
             everyday = isinstance(error, OSError) and code in EXPECTED
             if not (everyday or isinstance(error, (Interrupted, Unlogged))):
-                known = code not in (errno.EIO,) or isinstance(error, OSError)
-                log.warning("%s %r: %s: %s", operation, self._about(args), os.strerror(code), error, exc_info=not known)
+                foreseen = code != errno.EIO or isinstance(error, (OSError, ConsulateException))
+                about = self._about(operation, args)
+                log.warning("%s %r: %s: %s", operation, about, os.strerror(code), error, exc_info=not foreseen)
             if code == errno.EINTR and not _fuse.fuse_interrupted():
                 # The mount ends. The kernel has flock(2) begin anew after EINTR, which needs a signal: where there
                 # was none, programs got errno 512, which no header knows (measured on Linux 6.18).
@@ -180,14 +185,16 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
         finally:
             _thread.in_request = False
 
-    def _about(self, args: tuple[Any, ...]) -> str:
+    def _about(self, operation: str, args: tuple[Any, ...]) -> str:
         """What an operation is about: its path, or the key of its handle, since one that is open comes without."""
         for arg in args:
             if isinstance(arg, bytes):
-                return _name(arg)
+                return self._fs.shown(_name(arg))
             if isinstance(arg, ctypes.POINTER(mfusepy.fuse_file_info)) and arg:
+                if operation == "readdir":
+                    return self._directories.get(int(arg.contents.fh), "")
                 with contextlib.suppress(OSError):
-                    return self._fs.key_of(arg.contents.fh)
+                    return self._fs.shown(self._fs.key_of(arg.contents.fh))
         return ""
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -234,7 +241,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def readdir_fuse_3(self, path: Optional[bytes], buffer: Any, fill: Any, offset: int, info: Any, flags: int) -> None:
         entry = mfusepy.c_stat()
-        entry.st_mode = stat.S_IFDIR
+        entry.st_mode, entry.st_ino = stat.S_IFDIR, UNKNOWN_INODE  # readdir(3) leaves out a name whose number is 0
         for name in (b".", b".."):
             fill(buffer, name, entry, 0, 0)
         for text, entry.st_mode, entry.st_ino in self._fs.readdir(self._directories[int(info.contents.fh)]):

@@ -42,6 +42,7 @@ _ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (Interrupted, errno.EINTR),
     (OutOfTime, errno.ETIMEDOUT),
     (consul.ConnectFailed, errno.EHOSTDOWN),
+    (consul.UnknownDatacenter, errno.EHOSTDOWN),
     (consul.AnswerTimeout, errno.ETIMEDOUT),
     (consul.Forbidden, errno.EACCES),
     (consul.ACLDisabled, errno.EACCES),

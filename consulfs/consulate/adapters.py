@@ -7,6 +7,7 @@ connections beneath requests.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import threading
@@ -53,7 +54,7 @@ class Request:
     :param verify: True for the usual certificates, False for no check, or the path of a CA file or folder
     :param cert: the path of a client certificate with its key, or a pair of both
     :param server_hostname: the name that the server's certificate must bear, where it is not the host's
-    :param headers: sent with every request, such as an Authorization
+    :param headers: sent with every request, such as an Authorization, which no message shows
     :param on_wait: called every few hundredths of a second while a call waits; what it raises ends the call
     :param on_request: called with the method and the URI of each `request`; what it gives is called with the status
         when the answer is there, or with None when there is none
@@ -77,6 +78,7 @@ class Request:
         self._cert = cert
         self._server_hostname = server_hostname
         self._headers = dict(headers or ())
+        self.secrets = _credentials(self._headers.get("Authorization", ""))
         self._limit(timeout)
         self._begin()
         _ADAPTERS.add(self)
@@ -275,6 +277,16 @@ def _leave_the_parents() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_the_parents)
+
+
+def _credentials(header: str) -> tuple[str, ...]:
+    """What of an Authorization header no message may show, in each form that a server may repeat."""
+    sent = header.partition(" ")[2]
+    try:
+        plain = base64.b64decode(sent, validate=True).decode()
+    except ValueError:
+        plain = ""
+    return tuple(each for each in (sent, plain, plain.partition(":")[2]) if each)
 
 
 def _unobserved(method: str, uri: str) -> Callable[[Optional[int]], None]:

@@ -124,6 +124,10 @@ class Branch:
         """What an open file is called, for the log."""
         raise NotImplementedError
 
+    def shown(self, path: str) -> str:
+        """A path as the log may have it."""
+        return path
+
     # -- locks -----------------------------------------------------------------------------------------------
 
     def flock(self, fh: int, exclusive: Optional[bool], wait: bool, pid: int) -> None:

@@ -210,6 +210,13 @@ class Filesystem:
         branch, number = self._held(fh)
         return branch.key_of(number)
 
+    def shown(self, path: str) -> str:
+        """A path, or what stands for one, as the log may have it."""
+        parts = path.split("/", 3)
+        inside = "/" + parts[3] if parts[:2] == ["", DATACENTERS] and len(parts) > 3 else path
+        virtual = self._home.virtual
+        return path if virtual is None else path[: len(path) - len(inside)] + virtual.shown(inside)
+
     # -- locks -----------------------------------------------------------------------------------------------
 
     def flock(self, fh: int, exclusive: Optional[bool], wait: bool, pid: int) -> None:

@@ -85,6 +85,9 @@ class VirtualBranch(Branch):
     def key_of(self, fh: int) -> str:
         return self._snapshot(fh).path
 
+    def shown(self, path: str) -> str:
+        return self._tree.shown(path)
+
     def _snapshot(self, fh: int) -> _Snapshot:
         found = self._open.get(fh)
         if found is None:

@@ -199,7 +199,8 @@ class Endpoint:
 
     def _secrets(self, *more: Optional[str]) -> tuple[str, ...]:
         """What no message may show."""
-        return tuple(each for each in (self._token, *more) if each)
+        # An adapter of one's own may know none.
+        return tuple(each for each in (self._token, *more, *getattr(self._adapter, "secrets", ())) if each)
 
     def _uri_of(self, path: str, params: Params) -> str:
         pairs = [(name, value) for name, value in params.items() if value is not None]

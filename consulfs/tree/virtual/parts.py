@@ -43,6 +43,7 @@ class Rows:
     """Rows with the same name are one file, a list of them.
 
     :ivar name: the file's name
+    :ivar is_secret: the names are secrets, which no log may have
     :ivar keep: (row, *groups) -> whether the row is shown, where one call, without the groups, gives those of all
     :ivar detail: (consul, seconds, row) -> the content, where the row does not hold it. Asked again when the row has
         changed, so the row needs something that tells: its ModifyIndex
@@ -53,6 +54,7 @@ class Rows:
     keep: Optional[Callable[..., bool]] = None
     detail: Optional[Ask] = None
     optional: bool = False
+    is_secret: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,6 +124,16 @@ class VirtualTree:
             self._visits[found.path] = _Visit(found, Scan(shown, time.monotonic()))
         return [(name, isinstance(part, Groups)) for name in sorted(shown)]
 
+    def shown(self, path: str) -> str:
+        """A path without what is secret in it."""
+        part: Optional[Part] = self._root.part
+        names = path.split("/")
+        for at, name in enumerate(names[1:], 1):
+            if isinstance(part, Rows) and part.is_secret:
+                return "/".join([*names[:at], "<secret>"])
+            part = part.parts.get(name) if isinstance(part, Folder) else None
+        return path
+
     # -- one name further down -------------------------------------------------------------------------------
 
     def _step(self, directory: Directory, name: str) -> Found:

@@ -31,7 +31,9 @@ def _tree(facts: Facts) -> Folder:
         "replication": Leaf(lambda consul, left: consul.acl.replication(timeout=left), optional=True),
     }
     if facts.secrets:
-        parts["list"] = Rows(lambda consul, left: consul.acl.list(timeout=left), by("ID"), optional=True)
+        parts["list"] = Rows(
+            lambda consul, left: consul.acl.list(timeout=left), by("ID"), optional=True, is_secret=True
+        )
     return Folder(parts, probe=lambda consul, left: consul.acl.token_self(timeout=left))
 
 

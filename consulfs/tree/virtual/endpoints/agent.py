@@ -1,22 +1,34 @@
-"""The agent that the mount talks to, and what is registered with it."""
+"""The agent that the mount talks to, and what is registered with it.
 
-from consulfs.tree.virtual.parts import Endpoint, Folder, Leaf, Rows, by
+Consul hides its own tokens in `self`, and shows what the provider of the mesh's certificates works with: a key, or a
+token of Vault's (DebugConfig.ConnectCAConfig).
+"""
+
+from consulfs.consulate import Consul
+from consulfs.consulate.api import base
+from consulfs.tree.virtual.asks import without
+from consulfs.tree.virtual.parts import Ask, Endpoint, Facts, Folder, Leaf, Rows, by
 
 
-def _rows(found: list[dict[str, dict[str, object]]]) -> list[dict[str, object]]:
+def _self(consul: Consul, left: float) -> base.Row:
+    return consul.agent.self(timeout=left)
+
+
+def _rows(found: list[dict[str, base.Row]]) -> base.Rows:
     return [row for each in found for row in each.values()]
 
 
-ENDPOINT = Endpoint(
-    "_agent",
-    lambda facts: Folder(
+def _tree(facts: Facts) -> Folder:
+    about: Ask = _self if facts.secrets else without(("PrivateKey", "Token"), _self)
+    return Folder(
         {
-            "self": Leaf(lambda consul, left: consul.agent.self(timeout=left)),
+            "self": Leaf(about),
             "metrics": Leaf(lambda consul, left: consul.agent.metrics(timeout=left), optional=True),
             "checks": Rows(lambda consul, left: _rows(consul.agent.checks(timeout=left)), by("CheckID")),
             "services": Rows(lambda consul, left: _rows(consul.agent.services(timeout=left)), by("ID")),
             "members": Rows(lambda consul, left: consul.agent.members(timeout=left), by("Name")),
         }
-    ),
-    local=True,
-)
+    )
+
+
+ENDPOINT = Endpoint("_agent", _tree, local=True)
