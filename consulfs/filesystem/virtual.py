@@ -46,9 +46,9 @@ class VirtualBranch(Branch):
             return self._snapshot(fh or 0).attributes
         found = self._tree.look(path)
         if isinstance(found, Directory):
-            mtime, ctime = self._times.get(found.path)
-            mode = stat.S_IFDIR | (0o700 if found.private else 0o755)
-            return self._stat(self._inodes.number(found.path), mode, 0, mtime, ctime, links=2)
+            # Always the same: its names are looked for while it is read, and tar(1) fails where it changes meanwhile.
+            start, mode = self._times.start, stat.S_IFDIR | (0o700 if found.private else 0o755)
+            return self._stat(self._inodes.number(found.path), mode, 0, start, start, links=2)
         try:
             content = found.content
         except Forbidden:
@@ -58,9 +58,7 @@ class VirtualBranch(Branch):
     def readdir(self, path: str) -> list[tuple[str, int, int]]:
         shown = []
         base = path.rstrip("/")
-        entries = self._tree.entries(path)
-        self._times.seen(base, frozenset(name for name, _ in entries))
-        for name, is_directory in entries:
+        for name, is_directory in self._tree.entries(path):
             kind = stat.S_IFDIR if is_directory else stat.S_IFREG
             inode = self._inodes.number if is_directory else self._inode
             shown.append((name, kind, inode(f"{base}/{name}")))
