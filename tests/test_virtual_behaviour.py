@@ -254,14 +254,19 @@ def test_there_are_no_locks(closed, lock):
         fcntl.flock(file, fcntl.LOCK_UN)  # to give what one has not is no error anywhere
 
 
-def test_with_local_locks_they_are_the_kernels(agent):
+@pytest.fixture
+def local(agent):
     with Mount(agent.address, "timeout=20,locks=local") as mount:
-        with open(mount.path / LEAF, "rb") as one, open(mount.path / LEAF, "rb") as other:
-            fcntl.flock(one, fcntl.LOCK_EX)
-            assert errno_of(fcntl.flock, other, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EWOULDBLOCK
-            fcntl.flock(one, fcntl.LOCK_UN)
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.lockf(one, fcntl.LOCK_SH)
+        yield mount
+
+
+def test_with_local_locks_they_are_the_kernels(local):
+    with open(local.path / LEAF, "rb") as one, open(local.path / LEAF, "rb") as other:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        assert errno_of(fcntl.flock, other, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EWOULDBLOCK
+        fcntl.flock(one, fcntl.LOCK_UN)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(one, fcntl.LOCK_SH)
 
 
 ORDINARY = """
@@ -282,11 +287,17 @@ for call in (
 """
 
 
-@pytest.mark.root
-def test_an_ordinary_user_is_refused_by_the_modes(agent):
+@pytest.fixture
+def shared(agent):
+    """A mount that other users may enter."""
     with Mount(agent.address, "timeout=20,allow_other,umask=022") as mount:
-        with Child("-S", "-E", "-c", ORDINARY, str(mount.path / LEAF), str(mount.path / LATER)) as child:
-            told = [int(child.hear()) for _ in range(5)]
+        yield mount
+
+
+@pytest.mark.root
+def test_an_ordinary_user_is_refused_by_the_modes(shared):
+    with Child("-S", "-E", "-c", ORDINARY, str(shared.path / LEAF), str(shared.path / LATER)) as child:
+        told = [int(child.hear()) for _ in range(5)]
     assert told == [0, errno.EACCES, errno.EACCES, errno.EACCES, errno.EPERM]
 
 
