@@ -376,13 +376,12 @@ def test_each_of_many_readers_gets_one_whole_content(mount, curl):
         while not ended.is_set():
             with open(mount.path / LIVE, "rb", buffering=0) as file:
                 content = b"".join(iter(lambda: file.read(33), b""))
-                length = file.seek(0, os.SEEK_END)
             try:
                 text = json.loads(content)["Meta"]["text"]
             except ValueError:
                 broken.append(content)
                 continue
-            if len(content) != length or text != text[0] * len(text) or len(text) != 100 * (ord(text[0]) - 96):
+            if text != text[0] * len(text) or len(text) != 100 * (ord(text[0]) - 96):
                 broken.append(content)
             seen.add(text[0])
 
