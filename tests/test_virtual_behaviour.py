@@ -375,7 +375,7 @@ def test_each_of_many_readers_gets_one_whole_content(mount, curl):
     def read():
         while not ended.is_set():
             with open(mount.path / LIVE, "rb", buffering=0) as file:
-                content = b"".join(iter(lambda: file.read(33), b""))
+                content = b"".join(iter(lambda: file.read(100), b""))
             try:
                 text = json.loads(content)["Meta"]["text"]
             except ValueError:
