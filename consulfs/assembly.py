@@ -109,7 +109,7 @@ class Assembly:
         answers = self._caches[f"virtual {space}".rstrip()] = Answers(backend, self._patience)
         endpoints = tuple(each for each in ENDPOINTS if not (space and each.local))
         tree = VirtualTree(endpoints, facts, answers)
-        return VirtualBranch(tree, Times(), Inodes(f"{space}\0virtual"), self._owner)
+        return VirtualBranch(tree, Times(), Inodes(f"{space}\0virtual"), self._owner, binding.caller)
 
     def _keys(
         self,

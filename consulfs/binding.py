@@ -99,6 +99,11 @@ def interrupted(heed: Heed) -> bool:
     return bool(_fuse.fuse_interrupted()) and is_to_end(_pid(), heed)
 
 
+def caller() -> int:
+    """The thread of a program that this thread's operation is for; 0 where it serves none."""
+    return _pid() if getattr(_thread, "in_request", False) else 0
+
+
 def require_libfuse3() -> None:
     """:raises OSError: the library that was found is too old"""
     if mfusepy.fuse_version_major < 3:

@@ -341,6 +341,23 @@ def test_a_reader_gets_to_the_end_of_what_it_opened(mount, curl):
         assert old.read() == first[-5:]
 
 
+@pytest.mark.parametrize("text", ["a longer text than it was", "2"])
+def test_who_has_a_file_open_is_told_of_what_it_opened(mount, curl, text):
+    first = write_live(curl, "the first")
+    path = mount.path / LIVE
+    with open(path, "rb", buffering=0) as old:
+        before = os.fstat(old.fileno())
+        second = write_live(curl, text)
+        assert os.fstat(old.fileno()) == before
+        assert before.st_size == len(first)
+        assert mount.ok(f"stat -c %s {LIVE}") == f"{len(second)}\n"
+        with open(path, "rb") as new:
+            told = os.fstat(new.fileno())
+            assert (told.st_size, told.st_ino == before.st_ino) == (len(second), False)
+        assert os.fstat(old.fileno()) == before
+    assert os.stat(path) == told
+
+
 def test_what_vanished_while_it_was_open_is_read_to_its_end(mount, curl):
     content = write_live(curl, "text " * 1000)
     with open(mount.path / LIVE, "rb", buffering=0) as file:

@@ -255,6 +255,26 @@ def live(quiet, curl):
     remove_live(curl)
 
 
+def test_tail_follows_a_file_whose_content_changes(live, curl, tmp_path):
+    first = (live.path / LIVE).read_bytes()
+    with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+        tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.1", "-F", LIVE], cwd=live.path, stdout=out, stderr=err)
+    try:
+        until(lambda: (tmp_path / "out").read_bytes() == first)
+        write_node(curl, "live", "second, and longer")
+        until(lambda: b"second" in (tmp_path / "out").read_bytes())
+        second = (live.path / LIVE).read_bytes()
+        until(lambda: (tmp_path / "out").read_bytes().endswith(second))
+        write_node(curl, "live", "3")
+        until(lambda: b'"text": "3"' in (tmp_path / "out").read_bytes())
+        third = (live.path / LIVE).read_bytes()
+        until(lambda: (tmp_path / "out").read_bytes().endswith(third))
+    finally:
+        tail.kill()
+        tail.wait()
+    assert (tmp_path / "out").read_bytes() == first + second + third, (tmp_path / "err").read_text()
+
+
 def test_watch_ends_when_the_content_changes(live, curl):
     watch = subprocess.Popen(
         ["watch", "-n", "0.2", "-g", "cat", LIVE],

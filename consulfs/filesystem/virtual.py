@@ -6,8 +6,9 @@ import errno
 import itertools
 import os
 import stat
+import threading
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from consulfs.consulate import Forbidden
 from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner
@@ -18,9 +19,13 @@ from consulfs.tree.virtual import Directory, Document, VirtualTree
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What a file held when it was opened."""
+    """What a file held when it was opened.
+
+    :ivar opener: who opened it
+    """
 
     path: str
+    opener: int
     content: bytes
     attributes: Attributes
 
@@ -28,18 +33,28 @@ class _Snapshot:
 class VirtualBranch(Branch):
     """An open file is a snapshot: it does not change under its reader.
 
-    Owner of `_open`: single operations on a dict, which are atomic.
+    The kernel asks for the attributes of a descriptor by the name that was opened. So who has a file open is told of
+    what it opened (last): tar(1) fails where a file shrinks under it, and `tail -F` of one that grew, but ends where
+    it did, would wait for the rest for ever.
+
+    Owner of `_open` and `_held`: `_lock`.
 
     :param owner: its umask is not heeded; as in sysfs, the modes are those of the content
+    :param caller: tells for which program's thread the present operation is
     """
 
-    def __init__(self, tree: VirtualTree, times: Times, inodes: Inodes, owner: Owner) -> None:
+    def __init__(
+        self, tree: VirtualTree, times: Times, inodes: Inodes, owner: Owner, caller: Callable[[], int]
+    ) -> None:
         self._tree = tree
         self._times = times
         self._inodes = inodes
         self._owner = owner
+        self._caller = caller
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
         self._open: dict[int, _Snapshot] = {}
+        self._held: dict[tuple[str, int], list[int]] = {}
 
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
         if path is None:
@@ -49,6 +64,9 @@ class VirtualBranch(Branch):
             # Always the same: its names are looked for while it is read, and tar(1) fails where it changes meanwhile.
             start, mode = self._times.start, stat.S_IFDIR | (0o700 if found.private else 0o755)
             return self._stat(self._inodes.number(found.path), mode, 0, start, start, links=2)
+        held = self._held_by(self._caller(), path)
+        if held is not None:
+            return held.attributes
         try:
             content = found.content
         except Forbidden:
@@ -71,20 +89,36 @@ class VirtualBranch(Branch):
         if isinstance(found, Directory):
             raise OSError(errno.EISDIR, "is a directory")
         number, content = next(self._numbers), found.content
-        self._open[number] = _Snapshot(path, content, self._attributes(found, content))
+        snapshot = _Snapshot(path, pid, content, self._attributes(found, content))
+        with self._lock:
+            self._open[number] = snapshot
+            self._held.setdefault((path, pid), []).append(number)
         return Opened(number, direct=True)
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
         return self._snapshot(fh).content[offset : offset + size]
 
     def release(self, fh: int) -> None:
-        self._open.pop(fh, None)
+        with self._lock:
+            found = self._open.pop(fh, None)
+            if found is not None:
+                held = self._held[found.path, found.opener]
+                held.remove(fh)
+                if not held:
+                    del self._held[found.path, found.opener]
 
     def key_of(self, fh: int) -> str:
         return self._snapshot(fh).path
 
     def shown(self, path: str) -> str:
         return self._tree.shown(path)
+
+    def _held_by(self, opener: int, path: str) -> Optional[_Snapshot]:
+        """What a program has open of a file; what it opened last, where that is several."""
+        with self._lock:
+            # 0 stands for all processes of other PID namespaces.
+            held = self._held.get((path, opener)) if opener else None
+            return self._open[held[-1]] if held else None
 
     def _snapshot(self, fh: int) -> _Snapshot:
         found = self._open.get(fh)
