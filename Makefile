@@ -8,7 +8,8 @@ DEMO_PORT ?= 8511
 JOBS ?= 4
 
 MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
-TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux
+TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux \
+	jq=jq
 
 .PHONY: help demo demo-stop test bench lint install clean
 

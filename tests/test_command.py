@@ -1,6 +1,5 @@
 """The command: sources, options, readiness, clear failures, clean ends, and mount(8)."""
 
-import json
 import os
 import signal
 import subprocess
@@ -307,7 +306,8 @@ def test_the_demo(folder):
     assert "Try:" in shown.stdout
     curl = Curl(f"http://127.0.0.1:{port}/v1")
     assert (curl.get("app/feature"), curl.flags("app/feature")) == (b"on\n", 42)
-    assert {"web", "db"} <= set(json.loads(curl("GET", "agent/services")[1]))
+    assert {"web", "db"} <= set(curl.json("catalog/services"))
+    assert os.listdir(folder / "_health/critical") == ["web2:web:http"]
     words[1] = "stop"
     subprocess.run(words, check=True, timeout=100, env=environment, capture_output=True)
     assert curl("GET", "status/leader")[0] == 0

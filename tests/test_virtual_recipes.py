@@ -1,0 +1,364 @@
+"""The recipes and transcripts of docs/virtual-trees.md, each run as it stands there, on the registry of the demo."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.acl import MASTER
+from support.agent import TOP, Agent, consul_command
+from support.curl import Curl
+from support.mount import LIMIT, Mount
+from support.waiting import until
+
+from consulfs.tree.virtual.naming import file_name
+
+PAGE = (TOP / "docs/virtual-trees.md").read_text()
+SECTIONS = {part.split("\n", 1)[0]: part for part in re.split(r"^##+ ", PAGE, flags=re.M)}
+RECIPES = {
+    title: match[1]
+    for title, part in SECTIONS.items()
+    for match in re.finditer(r"^```sh\n(.*?)^```$", part, re.M | re.S)
+}
+
+OPTIONS = "timeout=20,virtual=visible"
+
+
+@pytest.fixture(scope="module")
+def agent():
+    """With the registry that `make demo` shows."""
+    with Agent(node="consulfs-dev") as agent:
+        subprocess.run([sys.executable, TOP / "tools/demo-registry", agent.address], check=True)
+        until(lambda: Curl(agent.url)("GET", "coordinate/node/db1")[0] == 200)
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def far(agent):
+    """Another datacenter, joined with the agent's."""
+    with Agent({"datacenter": "dc2"}, node="far") as far:
+        assert Curl(far.url)("PUT", f"agent/join/127.0.0.1:{agent.wan}?wan=1")[0] == 200
+        until(lambda: Curl(agent.url)("GET", "session/list?dc=dc2")[0] == 200)
+        yield Curl(far.url)
+
+
+@pytest.fixture
+def keys(curl):
+    """The demo's."""
+    curl.put("app/feature", b"on\n", flags=42)
+    curl.put("locks/")
+    return curl
+
+
+@pytest.fixture
+def mnt(agent, keys):
+    with Mount(agent.address, OPTIONS) as mount:
+        yield mount
+
+
+@pytest.fixture
+def recipe(mnt, tmp_path):
+    """Write a recipe for a mount; what this gives is its command."""
+
+    def write(title, mount=mnt):
+        text = RECIPES[title].replace("/mnt/consul", str(mount.path))
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.sh"
+        path.write_text(re.sub("/var/(lib/prometheus/node-exporter|backups)", str(tmp_path), text))
+        return ["sh", str(path)]
+
+    return write
+
+
+@pytest.fixture
+def run(recipe, tmp_path):
+    """Run a recipe with words for its arguments: (exit status, what it said)"""
+
+    def start(title, *words):
+        done = subprocess.run(
+            [*recipe(title), *words],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT,
+        )
+        return done.returncode, done.stdout
+
+    return start
+
+
+@contextmanager
+def registered(curl, node, *checks, **services):
+    """A node with services (ID=port), and with checks, each (CheckID, ServiceID, status)."""
+    register(curl, Node=node, Address="10.9.9.9")
+    try:
+        for identity, port in services.items():
+            service = {"Service": identity.rstrip("0123456789"), "ID": identity, "Port": port}
+            register(curl, Node=node, Address="10.9.9.9", Service=service)
+        for check in checks:
+            set_check(curl, node, *check)
+        yield
+    finally:
+        assert curl("PUT", "catalog/deregister", json.dumps({"Node": node}).encode())[0] == 200
+
+
+def set_check(curl, node, identity, service, status, output=""):
+    check = {"CheckID": identity, "Name": identity, "ServiceID": service, "Status": status, "Output": output}
+    register(curl, Node=node, SkipNodeUpdate=True, Check=check)
+
+
+def register(curl, **body):
+    status, text = curl("PUT", "catalog/register", json.dumps(body).encode())
+    assert status == 200, text
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_of_the_page_is_run_here():
+    here = Path(__file__).read_text()
+    assert len(RECIPES) == PAGE.count("```sh\n")
+    assert [recipe for recipe in RECIPES if f'"{recipe}"' not in here] == []
+
+
+def test_the_names_of_the_page_are_what_the_mount_shows():
+    rows = re.findall(r"^\| (.*?) \| `(.*?)` \|", SECTIONS["Names"], re.M)
+    assert len(rows) == 6
+    for consul, shown in rows:
+        assert file_name(*re.findall("`(.*?)`", consul)) == shown
+
+
+def test_the_page_has_the_series_of_the_metrics(mnt):
+    named = set(re.findall(r"consulfs_\w+", SECTIONS["This mount"]))
+    there = set(re.findall(r"^consulfs_\w+", mnt.ok("ls >/dev/null; ls x 2>/dev/null; cat _consulfs/metrics"), re.M))
+    assert {name for name in there if not name.endswith(("_bucket", "_count", "_sum"))} <= named
+    assert {name for name in named if not any(each.startswith(name) for each in there)} == set()
+
+
+def plain(text):
+    """Without what differs each time."""
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
+    text = re.sub(r'"(Name": "consulfs|Hash": ").*"', r'"\1..."', text)
+    text = re.sub(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d", "TIME", text)
+    text = re.sub(r"^([-d][-rwx]{9}) +\d+ \S+ +\S+ +\d+", r"\1", text, flags=re.M)
+    return re.sub(r"\d+", "N", text)
+
+
+def said(mount, command):
+    done = mount.sh(command)
+    return re.sub(r"^bash: line \d+: ", "bash: ", done.stdout + done.stderr, flags=re.M)
+
+
+def replay(section, mount):
+    """Each command of a section's transcripts says what stands there."""
+    background = []
+    try:
+        for block in re.findall(r"^```console\n(.*?)^```$", SECTIONS[section], re.M | re.S):
+            for command, wanted in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
+                if command.endswith(" &"):
+                    words = ["bash", "-c", "exec " + command[:-2]]
+                    background.append(subprocess.Popen(words, cwd=mount.path, start_new_session=True))
+                else:
+                    compare(mount, command, wanted)
+    finally:
+        for each in background:
+            each.kill()
+            each.wait()
+
+
+def compare(mount, command, wanted):
+    seen = []
+
+    def same():
+        seen[:] = [said(mount, command)]
+        return plain(seen[0]).rstrip("\n") == plain(wanted).rstrip("\n")
+
+    try:
+        until(same, 15)
+    except AssertionError:
+        raise AssertionError(f"{command}\n{seen[0]}\nand not\n{wanted}") from None
+
+
+IS_THE_PAGES_CONSUL = " v1.8." in subprocess.run([consul_command(), "version"], capture_output=True, text=True).stdout
+
+transcript = pytest.mark.skipif(not IS_THE_PAGES_CONSUL, reason="the page shows the fields of Consul 1.8")
+
+PLAIN_SECTIONS = (
+    "_agent _catalog _health _session _status _event _coordinate _query _operator _config _intention".split()
+)
+
+
+@transcript
+@pytest.mark.parametrize("section", ["The trees, one by one", *PLAIN_SECTIONS])
+def test_the_transcripts_are_true(mnt, section):
+    replay(section, mnt)
+
+
+@transcript
+def test_the_transcript_of_access_control_is_true(guarded):
+    with Mount(guarded.address, f"{OPTIONS},token={MASTER}") as mount:
+        replay("_acl", mount)
+
+
+@transcript
+def test_the_transcript_of_another_datacenter_is_true(mnt, far):
+    far.put("app/feature", b"off")
+    replay("_dc", mnt)
+    assert far.get("app/feature") == b"off"
+
+
+def test_what_the_mount_says_of_itself_is_on_the_page(mnt):
+    assert "$ cat _consulfs/version\n" + mnt.ok("cat _consulfs/version") in PAGE
+    page = re.search(r"^\$ head -n 8 _consulfs/options\n(.*?)^\$", PAGE, re.M | re.S)[1]
+    assert [line.split("=")[0] for line in mnt.ok("head -n 8 _consulfs/options").splitlines()] == [
+        line.split("=")[0] for line in page.splitlines()
+    ]
+
+
+# -- the recipes ---------------------------------------------------------------------------------------------
+
+
+def test_which_services_are_down(curl, run):
+    with registered(curl, "n", ("disk", "", "critical", "full")):
+        status, text = run("Which services are down")
+    assert (status, sorted(text.splitlines())) == (0, ["n: the node: disk: full", "web2: web: web:http: timed out"])
+
+
+def test_which_services_are_down_without_jq(curl, run):
+    trap = '\n  "ServiceName": "trap"'
+    with registered(curl, "n", ("disk", "", "critical"), ("a", "down1", "critical", trap), down1=1):
+        assert run("Which services are down, without jq") == (0, "down\nweb\n")
+
+
+def test_nothing_is_down(curl, run):
+    set_check(curl, "web2", "web:http", "web-2", "passing")
+    try:
+        assert run("Which services are down") == (0, "")
+        assert run("Which services are down, without jq") == (0, "")
+    finally:
+        set_check(curl, "web2", "web:http", "web-2", "critical", "timed out")
+
+
+def test_the_upstreams_of_a_load_balancer(curl, run, tmp_path):
+    title, file = "The upstreams of a load balancer", tmp_path / "upstreams"
+    words = (title, "lb", str(file))
+    with registered(curl, "n", ("a", "lb1", "passing"), ("b", "lb2", "critical"), lb1=81, lb2=82, lb3=83):
+        assert run(*words) == (0, "")
+        assert file.read_text() == "server 10.9.9.9:81;\nserver 10.9.9.9:83;\n"
+        assert run(*words) == (1, "")
+        address = {"Service": "lb", "ID": "lb2", "Port": 82, "Address": "10.1.1.1"}
+        register(curl, Node="n", SkipNodeUpdate=True, Service=address)
+        set_check(curl, "n", "b", "lb2", "passing")
+        all_three = "server 10.1.1.1:82;\nserver 10.9.9.9:81;\nserver 10.9.9.9:83;\n"
+        until(lambda: run(*words)[0] < 2 and file.read_text() == all_three)
+        set_check(curl, "n", "node", "", "critical")  # the node itself: all of it is down
+        until(lambda: run(*words) == (2, f"no instance of lb passes: {file} stays\n"))
+        left = file.read_text()  # one look may be at files of two moments, so not all three need be
+        assert left
+    status, text = run(words[0], "none", str(file))
+    assert status == 2
+    assert "No such file" in text
+    assert file.read_text() == left
+
+
+def test_wait_until_a_service_is_healthy(curl, recipe, run):
+    title = "Wait until a service is healthy"
+    assert run(title, "slow", "1", "1") == (1, "slow is not healthy\n")
+    with registered(curl, "n", ("a", "slow1", "passing"), ("b", "slow2", "warning"), slow1=81, slow2=82):
+        until(lambda: run(title, "slow", "1", "1") == (0, ""))
+        assert run(title, "slow", "2", "1") == (1, "slow is not healthy\n")
+        with subprocess.Popen([*recipe(title), "slow", "2", "60"], stdout=subprocess.PIPE) as waits:
+            set_check(curl, "n", "b", "slow2", "passing")
+            assert waits.wait(LIMIT) == 0
+
+
+def test_who_has_a_lock(mnt, keys, run):
+    title = "Who has a lock"
+    keys.put("locks/deploy")
+    status, text = run(title)
+    assert status == 1
+    assert "No such attribute" in text
+    with subprocess.Popen(
+        ["flock", "locks/deploy", "sh", "-c", "echo; cat"], cwd=mnt.path, stdin=-1, stdout=-1
+    ) as flock:
+        flock.stdout.readline()
+        status, text = until(lambda: (found := run(title))[0] == 0 and found)
+    assert re.fullmatch(rf"consulfs \S+:{mnt.path} \w+ locks, at consulfs-dev\n", text)
+
+
+def test_follow_a_check(mnt, curl, recipe):
+    command = [*recipe("Follow a check"), str(mnt.path / "_health/checks/web/web2:web:http")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as shown:
+        try:
+            assert next_check(shown) == ("critical", "timed out")
+            set_check(curl, "web2", "web:http", "web-2", "passing", "200 OK")
+            assert next_check(shown) == ("passing", "200 OK")
+        finally:
+            set_check(curl, "web2", "web:http", "web-2", "critical", "timed out")
+            os.killpg(shown.pid, signal.SIGTERM)
+
+
+def next_check(process):
+    """The status and output of the next check that a process prints."""
+    text = ""
+    while not text.endswith("\n}\n"):
+        text += process.stdout.readline()
+    check = json.loads(text)
+    return check["Status"], check["Output"]
+
+
+def test_what_differs_between_two_datacenters(mnt, keys, far, run):
+    far.put("app/feature", b"on\n")
+    far.put("app/there", b"x\n")
+    keys.put("app/both", b"1\n")
+    far.put("app/both", b"2\n")
+    status, text = run("What differs between two datacenters")
+    assert status == 1
+    assert "< 1\n---\n> 2\n" in text
+    assert f"Only in {mnt.path}/_dc/dc2/app: there\n" in text
+    assert "feature" not in text
+    far.delete("app/there")
+    keys.put("app/both", b"2\n")
+    until(lambda: run("What differs between two datacenters") == (0, ""))
+
+
+def test_an_alert_when_consul_fails_a_mount(agent, keys, proxy, recipe, tmp_path):
+    with Mount(proxy.address, f"{OPTIONS},timeout=1") as mount:
+        command = [*recipe("An alert when Consul fails this mount", mount), str(tmp_path / "state")]
+
+        def run():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+            return done.returncode, done.stdout
+
+        mount.sh("cat nothing")
+        assert run() == (0, "")
+        proxy.fault = lambda seen: (500, b"no") if "/kv/" in seen.path else None
+        assert mount.sh("cat app/feature").returncode != 0
+        status, text = until(lambda: (found := run())[0] and found)
+        assert status == 1
+        assert re.search(r'^consulfs_operation_errors_total\{errno="\w+",operation="getattr"\} 1\.0$', text, re.M)
+        until(lambda: run() == (0, ""))
+        mount.stop()
+        assert run() == (2, "")
+
+
+def test_metrics_for_prometheus(run, tmp_path):
+    assert run("Metrics for Prometheus") == (0, "")
+    lines = (tmp_path / "consulfs.prom").read_text().splitlines()
+    assert "# TYPE consulfs_request_seconds histogram" in lines
+    assert any(line.startswith('consulfs_request_seconds_count{kind="') for line in lines)
+    assert not any("process_" in line for line in lines)
+
+
+def test_a_backup_of_the_catalog(mnt, run, tmp_path):
+    assert run("A backup of the catalog") == (0, "")
+    with tarfile.open(tmp_path / "consul-catalog.tar.gz") as archive:
+        for name in ("_catalog/nodes/db1", "_health/any/web2:disk%2Fvar", "_query/nearest-web", "_intention/*:db"):
+            assert archive.extractfile(name).read() == (mnt.path / name).read_bytes()
