@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.acl import MASTER
+from support.acl import MASTER, make_token
 from support.agent import TOP, Agent, consul_command
 from support.curl import Curl
 from support.mount import LIMIT, Mount
+from support.sessions import acquire, destroy_session, make_session
 from support.waiting import until
 
 from consulfs.tree.virtual.naming import file_name
@@ -106,7 +107,7 @@ def registered(curl, node, *checks, **services):
             set_check(curl, node, *check)
         yield
     finally:
-        assert curl("PUT", "catalog/deregister", json.dumps({"Node": node}).encode())[0] == 200
+        deregister(curl, node)
 
 
 def set_check(curl, node, identity, service, status, output=""):
@@ -119,6 +120,10 @@ def register(curl, **body):
     assert status == 200, text
 
 
+def deregister(curl, node):
+    assert curl("PUT", "catalog/deregister", json.dumps({"Node": node}).encode())[0] == 200
+
+
 # -- the page ------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +131,11 @@ def test_every_recipe_of_the_page_is_run_here():
     here = Path(__file__).read_text()
     assert len(RECIPES) == PAGE.count("```sh\n")
     assert [recipe for recipe in RECIPES if f'"{recipe}"' not in here] == []
+
+
+def test_the_endpoint_that_the_architecture_shows_is_whole():
+    endpoint = (TOP / "consulfs/tree/virtual/endpoints/coordinate.py").read_text()
+    assert f"```python\n{endpoint}```" in (TOP / "docs/architecture.md").read_text()
 
 
 def test_the_names_of_the_page_are_what_the_mount_shows():
@@ -355,6 +365,23 @@ def test_metrics_for_prometheus(run, tmp_path):
     assert "# TYPE consulfs_request_seconds histogram" in lines
     assert any(line.startswith('consulfs_request_seconds_count{kind="') for line in lines)
     assert not any("process_" in line for line in lines)
+
+
+def test_the_rights_of_the_page_are_enough(guarded, admin, recipe, tmp_path):
+    token = make_token(admin, re.search(r"^```hcl\n(.*?)^```$", PAGE, re.M | re.S)[1])
+    register(admin, Node="n", Address="10.9.9.9", Service={"Service": "s"})
+    session = make_session(admin, Name="somebody")
+    admin.put("locks/deploy")
+    assert acquire(admin, "locks/deploy", session)
+    with Mount(guarded.address, f"{OPTIONS},token={token}") as mount:
+        backup = subprocess.run(recipe("A backup of the catalog", mount), capture_output=True, text=True)
+        assert (backup.returncode, backup.stderr) == (0, "")
+        holder = subprocess.run(recipe("Who has a lock", mount), capture_output=True, text=True)
+        assert holder.stdout == "somebody, at test\n"
+    destroy_session(admin, session)
+    deregister(admin, "n")
+    with tarfile.open(tmp_path / "consul-catalog.tar.gz") as archive:
+        assert {"_catalog/nodes/n", "_operator/raft"} <= set(archive.getnames())
 
 
 def test_a_backup_of_the_catalog(mnt, run, tmp_path):
