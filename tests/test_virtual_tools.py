@@ -314,3 +314,29 @@ def test_python_reads_them_as_any_file(quiet):
         [sys.executable, "-c", script], cwd=quiet.path / "_catalog/nodes", capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("4\n", "")
+
+
+# -- all of it, with what changes at every look ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "script", ["ls -lR", "find . -type f -exec cat {} +", "grep -r Node", "du -ab", "rsync -an . /"]
+)
+def test_all_of_it_is_read_without_complaint(quiet, script):
+    assert works(quiet, script) or script.startswith("rsync")
+
+
+def test_what_removes_everything_removes_the_keys(agent, curl):
+    for key in ("key", "folder/a", "folder/b/c", "_catalog", "_health/key", "%5Fcatalog", "größe"):
+        curl.put(key, b"text")
+    with Mount(agent.address, "timeout=20") as mount:
+        before, steady = sorted(os.listdir(mount.path)), contents(mount.path)
+        keys = {"key", "folder", "%5Fcatalog", "%5Fhealth", "%255Fcatalog", "größe"}
+        assert keys <= set(before)
+        done = mount.sh("rm -rf *")
+        assert done.returncode == 1
+        assert {line.rpartition(": ")[2] for line in done.stderr.splitlines()} == {"Read-only file system"}
+        assert curl.keys() == []
+        assert sorted(os.listdir(mount.path)) == sorted(set(before) - keys)
+        assert contents(mount.path) == steady
+        assert mount.log_text() == ""
