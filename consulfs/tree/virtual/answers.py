@@ -1,15 +1,17 @@
 """What was asked of Consul within the last second: each question once, however many programs wait for its answer.
 
-Owner of everything here: `Answers._lock`, never held across a request.
+Owner of an answer's parts: `Answer._lock`; of everything else here: `Answers._lock`. No lock is held across a request.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sized
+from contextlib import AbstractContextManager
 from typing import Any, Callable, Optional, TypeVar
 
-from cachetools import TTLCache
+from cachetools import TLRUCache
 
 from consulfs.consulate import ACLDisabled, Gone, NotFound
 from consulfs.store.backend import Backend
@@ -18,7 +20,17 @@ from consulfs.store.turns import Turns
 from consulfs.tree.virtual.parts import Ask, Lacking
 
 LIFETIME = 1.0
-"""Seconds for which an answer is taken as true."""
+"""Seconds for which an answer is taken as true, from when it was asked for: what came after that is not in it."""
+
+LEAST = 0.2
+"""Seconds for which one is taken as true from when it came, for those who have waited for it."""
+
+SPARING = 3.0
+"""An answer that took longer than `LIFETIME` is good for so many times what it took longer.
+
+The kernel reads a directory for one program after another (measured on Linux 6.18): each would ask anew, since what
+the one before it was told is old by then.
+"""
 
 MAX_ROWS = 200_000
 """Of all answers together. A larger one is kept as well, alone."""
@@ -27,21 +39,34 @@ T = TypeVar("T")
 
 
 class Answer:
-    """What a call gave, and what was made of it."""
+    """What a call gave, and what was made of it.
 
-    def __init__(self, value: Any) -> None:
+    :ivar until: the time when it is old
+    """
+
+    def __init__(self, value: Any, asked: float) -> None:
         self.value = value
+        came = time.monotonic()
+        over = came - asked - LIFETIME
+        self.until = came + max(-over, LEAST, SPARING * over)
         self.rows = len(value) if isinstance(value, Sized) and not isinstance(value, str) else 0
+        self._lock = threading.Lock()
         self._made: dict[object, Any] = {}
 
     def derive(self, key: object, make: Callable[[Any], T]) -> T:
-        """The same for the same key, made from the value when it is first asked for."""
-        found: T
-        if key in self._made:
-            found = self._made[key]
-        else:
-            found = self._made.setdefault(key, make(self.value))
-        return found
+        """The same for the same key: made from the value by who asks first, while others wait for it."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make(self.value)
+            found: T = self._made[key]
+            return found
+
+
+class _Flight:
+    """A question under way. Whoever comes before its answer gets that one, however late he wakes up."""
+
+    def __init__(self) -> None:
+        self.answer: Optional[Answer] = None
 
 
 class Answers:
@@ -51,21 +76,38 @@ class Answers:
         self._backend = backend
         self._turns = Turns(patience)
         self._lock = threading.Lock()
-        self._kept: TTLCache[tuple[Any, ...], Answer] = TTLCache(
-            MAX_ROWS, LIFETIME, getsizeof=lambda answer: min(answer.rows + 1, MAX_ROWS)
+        self._kept: TLRUCache[tuple[Any, ...], Answer] = TLRUCache(
+            MAX_ROWS,
+            ttu=lambda key, answer, now: answer.until,
+            timer=time.monotonic,
+            getsizeof=lambda answer: min(answer.rows + 1, MAX_ROWS),
         )
+        self._flights: dict[tuple[Any, ...], _Flight] = {}
         self.hits = self.misses = 0
 
     def get(self, ask: Ask, *groups: str) -> Answer:
-        """The answer to a question, as of at most a second ago.
+        """The answer to a question, as of at most `LIFETIME` ago, where Consul does not take longer than that.
 
         :raises Lacking: the server does not know the question
         """
         found = self.known(ask, *groups)
         if found is not None:
             return found
-        with self._turns.take(f"{id(ask)} {groups!r}"):
-            return self.known(ask, *groups) or self._ask(ask, *groups)
+        with self._lock:
+            flight = self._flights.setdefault((ask, *groups), _Flight())
+        with self.turn(f"{id(ask)} {groups!r}"):
+            if flight.answer is None:
+                try:
+                    flight.answer = self.known(ask, *groups) or self._ask(ask, *groups)
+                finally:
+                    with self._lock:
+                        if self._flights.get((ask, *groups)) is flight:
+                            del self._flights[(ask, *groups)]
+            return flight.answer
+
+    def turn(self, what: str) -> AbstractContextManager[None]:
+        """Be the only one who asks for something: others wait, and then find it known."""
+        return self._turns.take(what)
 
     def known(self, ask: Ask, *groups: str) -> Optional[Answer]:
         """The answer, if it is here."""
@@ -86,7 +128,8 @@ class Answers:
             raise Lacking from error
 
     def _ask(self, ask: Ask, *groups: str) -> Answer:
-        found = Answer(self.fresh(ask, *groups))
+        asked = time.monotonic()
+        found = Answer(self.fresh(ask, *groups), asked)
         with self._lock:
             self.misses += 1
             self._kept[(ask, *groups)] = found
