@@ -108,7 +108,7 @@ class Assembly:
         facts = Facts(name, self._options["acl_secrets"], about)
         answers = self._caches[f"virtual {space}".rstrip()] = Answers(backend, self._patience)
         endpoints = tuple(each for each in ENDPOINTS if not (space and each.local))
-        tree = VirtualTree(endpoints, facts, answers)
+        tree = VirtualTree(endpoints, facts, answers, binding.caller)
         return VirtualBranch(tree, Times(), Inodes(f"{space}\0virtual"), self._owner, binding.caller)
 
     def _keys(

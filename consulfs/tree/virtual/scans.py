@@ -1,8 +1,8 @@
 """A program that goes through a directory: it reads the names, and then looks at each. Pure.
 
-`ls -l` of 5,000 files takes longer than an answer lives, and would ask again each second. So a name that a listing of
-many has shown is taken as it was then, once, for as long as the looks follow each other. A program that waits for a
-change looks at the same name again and again, and gets a new answer from the second look on.
+`ls -l` of 5,000 files takes longer than an answer lives, and would ask again each second. So what a listing of many
+has shown is taken by its reader as it was then, each name once, for as long as its looks follow each other. A program
+that looks at a name again and again gets a new answer from the second look on, and other programs do from the first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Generic, Optional, TypeVar
 
 MANY = 100
-"""Names. Fewer are gone through before their answer is old, and asking again costs little."""
+"""Names. So many and fewer are gone through before their answer is old, and asking again costs little."""
 
 GAP = 2.0
 """Seconds without a look after which nobody goes through the directory any more."""
@@ -26,14 +26,17 @@ class Scan(Generic[T]):
     """What a listing showed, by name.
 
     :param now: seconds of a clock that never goes back
+    :ivar size: so many names were shown
     """
 
     def __init__(self, shown: Mapping[str, T], now: float) -> None:
-        self._shown = dict(shown) if len(shown) > MANY else {}
+        self.size = len(shown)
+        self._shown = dict(shown) if self.size > MANY else {}
         self._start = self._last = now
 
     def is_live(self, now: float) -> bool:
-        return now - self._last <= GAP and now - self._start <= LONGEST
+        """Whether its reader goes through it."""
+        return self.size > MANY and now - self._last <= GAP and now - self._start <= LONGEST
 
     def take(self, name: str, now: float) -> Optional[T]:
         """What the listing showed under a name, once; None where it did not, or where too much time has gone by."""

@@ -1,7 +1,8 @@
 """What a path in the virtual trees means, from what the endpoints declare.
 
 What is found stays as it is for a moment (`PIN`): cp(1) takes a file that is another one between its stat(2) and its
-open(2) for replaced, and skips it. So a look sees what was true within `answers.LIFETIME` + `PIN` seconds.
+open(2) for replaced, and skips it. So a look sees what was true within `answers.LIFETIME` + `PIN` seconds; where a
+program itself has listed many names, its first look at each of them sees what it listed (`scans`).
 
 Owner of `_pins`, `_visits`, `_details` and `_present`: `_lock`, never held across a request.
 """
@@ -17,12 +18,12 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from cachetools import LRUCache, TTLCache
 
-from consulfs.consulate import ConsulateException
+from consulfs.consulate import ConsulateException, Forbidden
 from consulfs.consulate.api.base import Row
 from consulfs.errors import OutOfTime
-from consulfs.tree.virtual.answers import Answer, Answers
+from consulfs.tree.virtual.answers import MAX_ROWS, Answer, Answers
 from consulfs.tree.virtual.naming import file_name
-from consulfs.tree.virtual.parts import Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows
+from consulfs.tree.virtual.parts import Ask, Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows
 from consulfs.tree.virtual.scans import LONGEST, Scan
 from consulfs.tree.virtual.text import render
 
@@ -81,15 +82,21 @@ class VirtualTree:
     """The virtual trees of one datacenter.
 
     :param endpoints: those that are shown
+    :param caller: tells for which program's thread the present operation is
     """
 
-    def __init__(self, endpoints: tuple[Endpoint, ...], facts: Facts, answers: Answers) -> None:
+    def __init__(
+        self, endpoints: tuple[Endpoint, ...], facts: Facts, answers: Answers, caller: Callable[[], int]
+    ) -> None:
         self._answers = answers
+        self._caller = caller
         self._root = Directory("", Folder({each.name: each.tree(facts) for each in endpoints}), (), False)
         self._private = {each.name for each in endpoints if each.private}
         self._lock = threading.Lock()
         self._pins: TTLCache[str, Found] = TTLCache(1 << 14, PIN)
-        self._visits: TTLCache[str, _Visit] = TTLCache(64, LONGEST)
+        self._visits: TTLCache[tuple[int, str], _Visit] = TTLCache(
+            MAX_ROWS, LONGEST, getsizeof=lambda visit: min(visit.scan.size + 1, MAX_ROWS)
+        )
         self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(1 << 14)
         self._present: TTLCache[int, bool] = TTLCache(1 << 10, PRESENCE)
 
@@ -121,7 +128,7 @@ class VirtualTree:
             ]
         shown = _shown(found, self._answers.get(part.ask, *_asked(found)))
         with self._lock:
-            self._visits[found.path] = _Visit(found, Scan(shown, time.monotonic()))
+            self._visits[self._caller(), found.path] = _Visit(found, Scan(shown, time.monotonic()))
         return [(name, isinstance(part, Groups)) for name in sorted(shown)]
 
     def shown(self, path: str) -> str:
@@ -173,7 +180,7 @@ class VirtualTree:
         assert isinstance(part, (Rows, Groups))
         asked = _asked(directory)
         with self._lock:
-            visit = self._visits.get(directory.path)
+            visit = self._visits.get((self._caller(), directory.path))
             listed = visit.scan.take(name, time.monotonic()) if visit is not None else None
         answer = self._answers.known(part.ask, *asked)
         if answer is None:
@@ -185,25 +192,34 @@ class VirtualTree:
         return _shown(directory, answer).get(name)
 
     def _entered(self, directory: Directory, name: str) -> Optional[str]:
-        """The raw name of a group that a program goes through: while its files are looked at, it is there."""
+        """The raw name of a group that the program goes through: while it looks at the files there, it is there."""
         with self._lock:
-            visit = self._visits.get(f"{directory.path}/{name}")
+            visit = self._visits.get((self._caller(), f"{directory.path}/{name}"))
             return visit.directory.groups[-1] if visit is not None and visit.scan.is_live(time.monotonic()) else None
 
     def _content(self, part: Rows, path: str, rows: list[Row]) -> bytes:
-        value = rows[0] if len(rows) == 1 else rows
-        if part.detail is None:
-            return render(value)
+        detail = part.detail
+        if detail is None:
+            return _rendered(rows)
+        known = self._known_detail(path, rows)
+        if known is None:
+            with self._answers.turn(path):
+                known = self._known_detail(path, rows) or self._ask_detail(detail, path, rows)
+        return known
+
+    def _known_detail(self, path: str, rows: list[Row]) -> Optional[bytes]:
         with self._lock:
             known = self._details.get(path)
-        if known is None or known[0] != rows:
-            details = [self._answers.fresh(part.detail, row) for row in rows]
-            if None in details:
-                raise OSError(errno.ENOENT, "it was removed")
-            known = rows, render(details[0] if len(details) == 1 else details)
-            with self._lock:
-                self._details[path] = known
-        return known[1]
+        return known[1] if known is not None and known[0] == rows else None
+
+    def _ask_detail(self, detail: Ask, path: str, rows: list[Row]) -> bytes:
+        found = [self._answers.fresh(detail, row) for row in rows]
+        if None in found:
+            raise OSError(errno.ENOENT, "it was removed")
+        content = _rendered(found)
+        with self._lock:
+            self._details[path] = rows, content
+        return content
 
     # -- what the server has -----------------------------------------------------------------------------------
 
@@ -217,10 +233,12 @@ class VirtualTree:
             try:
                 self._answers.get(ask, *groups)
                 known = True
+            except Forbidden:
+                known = True
             except Lacking:
                 known = False
             except (ConsulateException, OutOfTime):
-                return True  # it is there, and may not be read, or not now: whoever reads it is told
+                return True  # nobody can tell now: whoever reads it is told why
             with self._lock:
                 self._present[id(part)] = known
         return known
@@ -240,6 +258,11 @@ def _shown(directory: Directory, answer: Answer) -> Mapping[str, Any]:
         return answer.derive(part, lambda value: {file_name(name): name for name in names(value)})
     assert isinstance(part, Rows)
     return answer.derive((part, groups), lambda rows: _by_name(part, groups, rows))
+
+
+def _rendered(rows: list[Row]) -> bytes:
+    """A file's content: its row, or all of them where several have its name."""
+    return render(rows[0] if len(rows) == 1 else rows)
 
 
 def _by_name(part: Rows, groups: tuple[str, ...], rows: list[Row]) -> dict[str, list[Row]]:
