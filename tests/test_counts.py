@@ -5,6 +5,7 @@ import threading
 import time
 
 from support.mount import Mount
+from support.proxy import fewest
 
 STALE = 1.1
 
@@ -45,11 +46,6 @@ def test_an_emptied_key_is_empty_when_the_command_returns(counted, curl):
         curl.put("f", b"full")
         counted.ok(": > f")
         assert curl.get("f") == b""
-
-
-def fewest(attempt):
-    """The attempt with the fewest requests: on a machine that stalls, what stands for a second may run out."""
-    return min((attempt() for _ in range(5)), key=lambda count: len(count.requests))
 
 
 def test_cat(counted, proxy, curl):

