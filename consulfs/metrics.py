@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotation. Else each series is there twice
 
-_ONE_WORD = ("config", "kv", "query", "snapshot", "txn")
+_ONE_WORD = ("config", "discovery-chain", "kv", "query", "snapshot", "txn")
 """Endpoints whose second word is what is asked for."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
