@@ -52,6 +52,15 @@ def has_open(pid: int, inode: int, name: str, mode: int) -> Optional[bool]:
     return any(_is(pid, descriptor, inode, name, mode) for descriptor in descriptors)
 
 
+def process_of(thread: int) -> int:
+    """The process that a thread belongs to; the thread's own number where that cannot be seen."""
+    try:
+        with open(f"/proc/{thread}/status", encoding="ascii", errors="replace") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+    except (OSError, StopIteration):
+        return thread
+
+
 def is_to_end(pid: int, heed: Heed = Heed.ENDING) -> bool:
     """Whether a signal waits for a thread that is to end its operation.
 

@@ -13,11 +13,9 @@ from consulfs.filesystem.branch import Attributes, Branch, Opened
 from consulfs.metrics import Metrics
 from consulfs.store.locktable import Claim
 from consulfs.store.patience import Patience
+from consulfs.tree.virtual import DATACENTERS
 
 BLOCK = 4096
-
-DATACENTERS = "_dc"
-"""The directory at the root of the mount that leads to the other datacenters."""
 
 _NUMBER_BITS = 48
 """A handle's lower bits are its branch's number for it, the upper ones the branch's place among the branches."""

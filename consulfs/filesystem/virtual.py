@@ -12,6 +12,7 @@ from typing import Callable, Optional
 
 from consulfs.consulate import Forbidden
 from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner
+from consulfs.processes import process_of
 from consulfs.store.inodes import Inodes
 from consulfs.store.times import Times
 from consulfs.tree.virtual import Directory, Document, VirtualTree
@@ -21,7 +22,7 @@ from consulfs.tree.virtual import Directory, Document, VirtualTree
 class _Snapshot:
     """What a file held when it was opened.
 
-    :ivar opener: who opened it
+    :ivar opener: the process that opened it
     """
 
     path: str
@@ -35,7 +36,7 @@ class VirtualBranch(Branch):
 
     The kernel asks for the attributes of a descriptor by the name that was opened. So who has a file open is told of
     what it opened (last): tar(1) fails where a file shrinks under it, and `tail -F` of one that grew, but ends where
-    it did, would wait for the rest for ever.
+    it did, would wait for the rest for ever. A process that was handed a descriptor is told of the file as it is now.
 
     Owner of `_open` and `_held`: `_lock`.
 
@@ -54,7 +55,7 @@ class VirtualBranch(Branch):
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: dict[int, _Snapshot] = {}
-        self._held: dict[tuple[str, int], list[int]] = {}
+        self._held: dict[str, list[int]] = {}
 
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
         if path is None:
@@ -64,7 +65,7 @@ class VirtualBranch(Branch):
             # Always the same: its names are looked for while it is read, and tar(1) fails where it changes meanwhile.
             start, mode = self._times.start, stat.S_IFDIR | (0o700 if found.private else 0o755)
             return self._stat(self._inodes.number(found.path), mode, 0, start, start, links=2)
-        held = self._held_by(self._caller(), path)
+        held = self._held_by_caller(path)
         if held is not None:
             return held.attributes
         try:
@@ -89,10 +90,11 @@ class VirtualBranch(Branch):
         if isinstance(found, Directory):
             raise OSError(errno.EISDIR, "is a directory")
         number, content = next(self._numbers), found.content
-        snapshot = _Snapshot(path, pid, content, self._attributes(found, content))
+        opener = process_of(pid)
+        snapshot = _Snapshot(path, opener, content, self._attributes(found, content))
         with self._lock:
             self._open[number] = snapshot
-            self._held.setdefault((path, pid), []).append(number)
+            self._held.setdefault(path, []).append(number)
         return Opened(number, direct=True)
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
@@ -102,10 +104,10 @@ class VirtualBranch(Branch):
         with self._lock:
             found = self._open.pop(fh, None)
             if found is not None:
-                held = self._held[found.path, found.opener]
+                held = self._held[found.path]
                 held.remove(fh)
                 if not held:
-                    del self._held[found.path, found.opener]
+                    del self._held[found.path]
 
     def key_of(self, fh: int) -> str:
         return self._snapshot(fh).path
@@ -113,12 +115,15 @@ class VirtualBranch(Branch):
     def shown(self, path: str) -> str:
         return self._tree.shown(path)
 
-    def _held_by(self, opener: int, path: str) -> Optional[_Snapshot]:
-        """What a program has open of a file; what it opened last, where that is several."""
+    def _held_by_caller(self, path: str) -> Optional[_Snapshot]:
+        """What the program that asks has open of a file; what it opened last, where that is several."""
         with self._lock:
-            # 0 stands for all processes of other PID namespaces.
-            held = self._held.get((path, opener)) if opener else None
-            return self._open[held[-1]] if held else None
+            held = [self._open[number] for number in self._held.get(path, ())]
+        caller = self._caller() if held else 0
+        if not caller:  # 0 stands for all processes of other PID namespaces
+            return None
+        process = process_of(caller)
+        return next((each for each in reversed(held) if each.opener == process), None)
 
     def _snapshot(self, fh: int) -> _Snapshot:
         found = self._open.get(fh)

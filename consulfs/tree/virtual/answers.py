@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 from cachetools import TLRUCache
 
-from consulfs.consulate import ACLDisabled, Gone, NotFound
+from consulfs.consulate import ACLDisabled, Consul, Gone, NotFound
 from consulfs.store.backend import Backend
 from consulfs.store.patience import Patience
 from consulfs.store.turns import Turns
@@ -22,11 +22,8 @@ from consulfs.tree.virtual.parts import Ask, Lacking
 LIFETIME = 1.0
 """Seconds for which an answer is taken as true, from when it was asked for: what came after that is not in it."""
 
-LEAST = 0.2
-"""Seconds for which one is taken as true from when it came, for those who have waited for it."""
-
-SPARING = 3.0
-"""An answer that took longer than `LIFETIME` is good for so many times what it took longer.
+LEAST = 0.5
+"""Seconds for which one is taken as true from when it came, however long Consul took for it.
 
 The kernel reads a directory for one program after another (measured on Linux 6.18): each would ask anew, since what
 the one before it was told is old by then.
@@ -41,14 +38,13 @@ T = TypeVar("T")
 class Answer:
     """What a call gave, and what was made of it.
 
+    :param asked: the time of the request that was answered
     :ivar until: the time when it is old
     """
 
     def __init__(self, value: Any, asked: float) -> None:
         self.value = value
-        came = time.monotonic()
-        over = came - asked - LIFETIME
-        self.until = came + max(-over, LEAST, SPARING * over)
+        self.until = max(asked + LIFETIME, time.monotonic() + LEAST)
         self.rows = len(value) if isinstance(value, Sized) and not isinstance(value, str) else 0
         self._lock = threading.Lock()
         self._made: dict[object, Any] = {}
@@ -86,7 +82,7 @@ class Answers:
         self.hits = self.misses = 0
 
     def get(self, ask: Ask, *groups: str) -> Answer:
-        """The answer to a question, as of at most `LIFETIME` ago, where Consul does not take longer than that.
+        """The answer to a question, as of at most `LIFETIME` ago where Consul is quick; else of `LEAST` and its time.
 
         :raises Lacking: the server does not know the question
         """
@@ -117,19 +113,23 @@ class Answers:
                 self.hits += 1
             return found
 
-    def fresh(self, ask: Ask, *arguments: Any) -> Any:
+    def fresh(self, ask: Ask, *arguments: Any) -> Answer:
         """What a call gives now.
 
         :raises Lacking: the server does not know the question
         """
+
+        def attempt(consul: Consul, left: float) -> Answer:
+            asked = time.monotonic()  # not when the first of several attempts was made
+            return Answer(ask(consul, left, *arguments), asked)
+
         try:
-            return self._backend.ask(lambda consul, left: ask(consul, left, *arguments))
+            return self._backend.ask(attempt)
         except (NotFound, Gone, ACLDisabled) as error:
             raise Lacking from error
 
     def _ask(self, ask: Ask, *groups: str) -> Answer:
-        asked = time.monotonic()
-        found = Answer(self.fresh(ask, *groups), asked)
+        found = self.fresh(ask, *groups)
         with self._lock:
             self.misses += 1
             self._kept[(ask, *groups)] = found

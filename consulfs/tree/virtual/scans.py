@@ -31,7 +31,8 @@ class Scan(Generic[T]):
 
     def __init__(self, shown: Mapping[str, T], now: float) -> None:
         self.size = len(shown)
-        self._shown = dict(shown) if self.size > MANY else {}
+        self._shown = shown
+        self._taken: set[str] = set()
         self._start = self._last = now
 
     def is_live(self, now: float) -> bool:
@@ -40,10 +41,10 @@ class Scan(Generic[T]):
 
     def take(self, name: str, now: float) -> Optional[T]:
         """What the listing showed under a name, once; None where it did not, or where too much time has gone by."""
-        if not self.is_live(now):
-            self._shown.clear()
+        if name in self._taken or not self.is_live(now):
             return None
-        found = self._shown.pop(name, None)
+        found = self._shown.get(name)
         if found is not None:
+            self._taken.add(name)
             self._last = now
         return found

@@ -1,8 +1,9 @@
 """What a path in the virtual trees means, from what the endpoints declare.
 
 What is found stays as it is for a moment (`PIN`): cp(1) takes a file that is another one between its stat(2) and its
-open(2) for replaced, and skips it. So a look sees what was true within `answers.LIFETIME` + `PIN` seconds; where a
-program itself has listed many names, its first look at each of them sees what it listed (`scans`).
+open(2) for replaced, and skips it. So a look sees what was true within `answers.LIFETIME` + `PIN` seconds; where the
+thread that looks has listed many names, and no newer answer is known, its first look at each of them sees what it
+listed (`scans`).
 
 Owner of `_pins`, `_visits`, `_details` and `_present`: `_lock`, never held across a request.
 """
@@ -21,14 +22,18 @@ from cachetools import LRUCache, TTLCache
 from consulfs.consulate import ConsulateException, Forbidden
 from consulfs.consulate.api.base import Row
 from consulfs.errors import OutOfTime
+from consulfs.store.cache import ENTRY_COST
 from consulfs.tree.virtual.answers import MAX_ROWS, Answer, Answers
 from consulfs.tree.virtual.naming import file_name
 from consulfs.tree.virtual.parts import Ask, Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows
-from consulfs.tree.virtual.scans import LONGEST, Scan
+from consulfs.tree.virtual.scans import Scan
 from consulfs.tree.virtual.text import render
 
 PIN = 0.8
 """Seconds."""
+
+DETAILS = 16 << 20
+"""Bytes of content that is kept because Consul would have to be asked for it file by file."""
 
 PRESENCE = 300.0
 """Seconds for which it is remembered whether the server has an endpoint."""
@@ -64,7 +69,9 @@ class Document:
         :raises Forbidden: it may not be read
         """
         if self._content is None:
-            self._content = self._load()
+            loaded = self._load()
+            if self._content is None:  # who came second takes what the first was given
+                self._content = loaded
         return self._content
 
 
@@ -94,11 +101,13 @@ class VirtualTree:
         self._private = {each.name for each in endpoints if each.private}
         self._lock = threading.Lock()
         self._pins: TTLCache[str, Found] = TTLCache(1 << 14, PIN)
-        self._visits: TTLCache[tuple[int, str], _Visit] = TTLCache(
-            MAX_ROWS, LONGEST, getsizeof=lambda visit: min(visit.scan.size + 1, MAX_ROWS)
+        self._visits: LRUCache[tuple[int, str], _Visit] = LRUCache(
+            MAX_ROWS, getsizeof=lambda visit: min(visit.scan.size, MAX_ROWS)
         )
-        self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(1 << 14)
-        self._present: TTLCache[int, bool] = TTLCache(1 << 10, PRESENCE)
+        self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(
+            DETAILS, getsizeof=lambda known: min(len(known[1]) + ENTRY_COST, DETAILS)
+        )
+        self._present: TTLCache[tuple[Ask, tuple[str, ...]], bool] = TTLCache(1 << 10, PRESENCE)
 
     def look(self, path: str) -> Found:
         """What stands at a path.
@@ -126,10 +135,19 @@ class VirtualTree:
                 for name, each in part.parts.items()
                 if self._is_present(each, found.groups)
             ]
-        shown = _shown(found, self._answers.get(part.ask, *_asked(found)))
-        with self._lock:
-            self._visits[self._caller(), found.path] = _Visit(found, Scan(shown, time.monotonic()))
-        return [(name, isinstance(part, Groups)) for name in sorted(shown)]
+        shown = _shown(found, self._answers.get(part.ask, *_asked(part, found.groups)))
+        self._visited(found, Scan(shown, time.monotonic()))
+        has_directories = isinstance(part, Groups) and not isinstance(part.each, Leaf)
+        return [(name, has_directories) for name in sorted(shown)]
+
+    def _visited(self, directory: Directory, scan: Scan[Any]) -> None:
+        """A program has listed a directory, and may go through it."""
+        now, caller = time.monotonic(), self._caller()
+        if caller and scan.is_live(now):  # 0 stands for all programs of other PID namespaces
+            with self._lock:
+                for ended in [key for key, visit in self._visits.items() if not visit.scan.is_live(now)]:
+                    del self._visits[ended]
+                self._visits[caller, directory.path] = _Visit(directory, scan)
 
     def shown(self, path: str) -> str:
         """A path without what is secret in it."""
@@ -178,7 +196,7 @@ class VirtualTree:
         """What a directory shows under a name: rows, or a group's raw name; None where it shows nothing."""
         part = directory.part
         assert isinstance(part, (Rows, Groups))
-        asked = _asked(directory)
+        asked = _asked(part, directory.groups)
         with self._lock:
             visit = self._visits.get((self._caller(), directory.path))
             listed = visit.scan.take(name, time.monotonic()) if visit is not None else None
@@ -213,7 +231,7 @@ class VirtualTree:
         return known[1] if known is not None and known[0] == rows else None
 
     def _ask_detail(self, detail: Ask, path: str, rows: list[Row]) -> bytes:
-        found = [self._answers.fresh(detail, row) for row in rows]
+        found = [self._answers.fresh(detail, row).value for row in rows]
         if None in found:
             raise OSError(errno.ENOENT, "it was removed")
         content = _rendered(found)
@@ -227,11 +245,12 @@ class VirtualTree:
         ask = part.ask
         if not part.optional or ask is None:
             return True
+        asked = _asked(part, groups)
         with self._lock:
-            known = self._present.get(id(part))
+            known = self._present.get((ask, asked))
         if known is None:
             try:
-                self._answers.get(ask, *groups)
+                self._answers.get(ask, *asked)
                 known = True
             except Forbidden:
                 known = True
@@ -240,14 +259,13 @@ class VirtualTree:
             except (ConsulateException, OutOfTime):
                 return True  # nobody can tell now: whoever reads it is told why
             with self._lock:
-                self._present[id(part)] = known
+                self._present[ask, asked] = known
         return known
 
 
-def _asked(directory: Directory) -> tuple[str, ...]:
-    """The groups that a directory's call takes."""
-    part = directory.part
-    return () if isinstance(part, Rows) and part.keep is not None else directory.groups
+def _asked(part: Part, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """The groups that a part's call takes."""
+    return () if isinstance(part, Rows) and part.keep is not None else groups
 
 
 def _shown(directory: Directory, answer: Answer) -> Mapping[str, Any]:

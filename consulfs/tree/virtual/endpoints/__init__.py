@@ -14,6 +14,8 @@ def _found() -> tuple[Endpoint, ...]:
 
 
 ENDPOINTS = _found()
+assert all(each.name.startswith("_") for each in ENDPOINTS), "a key's name is escaped by its first character"
+assert len({each.name for each in ENDPOINTS}) == len(ENDPOINTS), "two endpoints have one name"
 
 NAMES = frozenset(endpoint.name for endpoint in ENDPOINTS)
 """The names at the root that stand for no key."""

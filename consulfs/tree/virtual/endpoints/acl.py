@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from consulfs.consulate import Consul
 from consulfs.tree.virtual.asks import without
 from consulfs.tree.virtual.parts import Ask, Endpoint, Facts, Folder, Leaf, Part, Rows, by
 
@@ -12,10 +13,10 @@ def _tree(facts: Facts) -> Folder:
     def shown(ask: Ask) -> Ask:
         return ask if facts.secrets else without(("SecretID",), ask)
 
-    def token(consul: Any, left: float, row: Any) -> Any:
+    def token(consul: Consul, left: float, row: Any) -> Any:
         return consul.acl.tokens.read(row["AccessorID"], timeout=left)
 
-    def policy(consul: Any, left: float, row: Any) -> Any:
+    def policy(consul: Consul, left: float, row: Any) -> Any:
         return consul.acl.policies.read(row["ID"], timeout=left)
 
     tokens, policies, roles = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from consulfs.consulate import ClientError, ServerError
+from consulfs.consulate import ClientError, Consul, ServerError
 from consulfs.tree.virtual.asks import without
 from consulfs.tree.virtual.parts import Endpoint, Folder, Lacking, Rows, by
 
@@ -16,7 +16,7 @@ KINDS = (
 
 
 def _of(kind: str) -> Rows:
-    def entries(consul: Any, left: float) -> Any:
+    def entries(consul: Consul, left: float) -> Any:
         try:
             return consul.config.list(kind, timeout=left)
         except (ClientError, ServerError) as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from consulfs.consulate import Consul
 from consulfs.tree.virtual.parts import Endpoint, Facts, Folder, Groups
+
+NAME = "_dc"
 
 
 def _tree(facts: Facts) -> Groups:
-    def others(consul: Any, left: float) -> list[str]:
+    def others(consul: Consul, left: float) -> list[str]:
         found: list[str] = consul.catalog.datacenters(timeout=left)
         own = facts.datacenter or found[0]  # the nearest is first, and nothing is nearer than what was asked
         return [each for each in found if each != own]
@@ -16,4 +17,4 @@ def _tree(facts: Facts) -> Groups:
     return Groups(others, Folder({}))
 
 
-ENDPOINT = Endpoint("_dc", _tree, local=True)
+ENDPOINT = Endpoint(NAME, _tree, local=True)
