@@ -6,6 +6,7 @@ import errno
 import logging
 import logging.handlers
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,18 @@ def check_mountpoint(path: str) -> None:
         raise CannotMount(f"{path}: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
         raise CannotMount(f"{path}: not a directory")
+    if _has_consulfs(path):
+        raise CannotMount(f"{path}: a consulfs is mounted there already; end it with: fusermount3 -u {path}")
+
+
+def _has_consulfs(path: str) -> bool:
+    """Whether what is mounted at a path is ours: another over it would hide it, and `umount` end the wrong one."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        lines = [line.split() for line in mounts]
+    # A space in a path is \040 there, and so on (proc(5)).
+    at = {re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line[4]): line for line in lines}
+    found = at.get(os.path.realpath(path))
+    return found is not None and found[found.index("-") + 1] == "fuse.consulfs"
 
 
 def read_token(options: Options) -> Optional[str]:

@@ -8,7 +8,8 @@ import threading
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from consulfs.errors import Unlogged
+from consulfs.consulate import ConsulateException
+from consulfs.errors import OutOfTime, Unlogged
 from consulfs.filesystem.branch import Attributes, Branch, Opened
 from consulfs.metrics import Metrics
 from consulfs.store.locktable import Claim
@@ -270,6 +271,10 @@ class Filesystem:
             if len(parts) > 3:
                 raise
             return self._home, path  # where none can be made either
+        except (ConsulateException, OutOfTime):
+            with self._lock:
+                if name not in self._others:
+                    raise  # one that was visited answers for itself
         with self._lock:
             if name not in self._others:
                 self._others[name] = self._visit(name)

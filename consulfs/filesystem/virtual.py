@@ -7,8 +7,11 @@ import itertools
 import os
 import stat
 import threading
+import time
 from dataclasses import dataclass
 from typing import Callable, Optional
+
+from cachetools import LRUCache
 
 from consulfs.consulate import Forbidden
 from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner
@@ -16,6 +19,7 @@ from consulfs.processes import process_of
 from consulfs.store.inodes import Inodes
 from consulfs.store.times import Times
 from consulfs.tree.virtual import Directory, Document, VirtualTree
+from consulfs.tree.virtual.answers import MAX_ROWS
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class VirtualBranch(Branch):
     what it opened (last): tar(1) fails where a file shrinks under it, and `tail -F` of one that grew, but ends where
     it did, would wait for the rest for ever. A process that was handed a descriptor is told of the file as it is now.
 
-    Owner of `_open` and `_held`: `_lock`.
+    Owner of `_open`, `_held` and `_listed`: `_lock`.
 
     :param owner: its umask is not heeded; as in sysfs, the modes are those of the content
     :param caller: tells for which program's thread the present operation is
@@ -56,6 +60,9 @@ class VirtualBranch(Branch):
         self._lock = threading.Lock()
         self._open: dict[int, _Snapshot] = {}
         self._held: dict[str, list[int]] = {}
+        self._listed: LRUCache[str, frozenset[str]] = LRUCache(
+            MAX_ROWS, getsizeof=lambda names: min(len(names) + 1, MAX_ROWS)
+        )
 
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
         if path is None:
@@ -77,7 +84,9 @@ class VirtualBranch(Branch):
     def readdir(self, path: str) -> list[tuple[str, int, int]]:
         shown = []
         base = path.rstrip("/")
-        for name, is_directory in self._tree.entries(path):
+        entries = self._tree.entries(path)
+        self._note_arrivals(base, frozenset(name for name, is_directory in entries if not is_directory))
+        for name, is_directory in entries:
             kind = stat.S_IFDIR if is_directory else stat.S_IFREG
             inode = self._inodes.number if is_directory else self._inode
             shown.append((name, kind, inode(f"{base}/{name}")))
@@ -132,9 +141,23 @@ class VirtualBranch(Branch):
         return found
 
     def _attributes(self, document: Document, content: bytes) -> Attributes:
-        mtime, ctime = self._times.seen(document.path, content)
-        mode = stat.S_IFREG | (0o400 if document.private else 0o444)
-        return self._stat(self._inode(document.path), mode, len(content), mtime, ctime)
+        path, mode = document.path, stat.S_IFREG | (0o400 if document.private else 0o444)
+        if document.live:
+            now = time.time_ns()
+            return self._stat(self._inodes.number(path), mode, len(content), now, now)
+        if document.listed:  # it may be older than what others have seen: that is no change back
+            mtime, ctime = self._times.get(path)
+        else:
+            mtime, ctime = self._times.seen(path, content)
+        return self._stat(self._inode(path), mode, len(content), mtime, ctime)
+
+    def _note_arrivals(self, path: str, names: frozenset[str]) -> None:
+        """Files that were not there when their directory was last listed begin now: `ls -t` shows what failed last."""
+        with self._lock:
+            before = self._listed.get(path)
+            self._listed[path] = names
+        for name in names - before if before is not None else ():
+            self._times.touch(f"{path}/{name}")
 
     def _inode(self, path: str) -> int:
         """A file with another content is another file, so that `tail -F` begins anew with it."""

@@ -155,6 +155,11 @@ class Backend:
         """
         return self._read(lambda left: call(self._consul, left))
 
+    def ask_once(self, call: Callable[[Consul, float], T], most: float) -> T:
+        """Any read, that is not repeated and has at most so many seconds."""
+        self._patience.check()
+        return call(self._consul, min(most, self._patience.remaining()))
+
     # -- writes ----------------------------------------------------------------------------------------------
 
     def store(self, key: str, value: bytes, flags: int, index: int, session: Optional[str] = None) -> Record:

@@ -56,7 +56,7 @@ class Times:
             return stamp.mtime, stamp.ctime
 
     def touch(self, key: str) -> None:
-        """This mount changes it now; the next content seen is taken as that change."""
+        """It changes or begins now; the next content seen is taken as that change."""
         now = time.time_ns()
         with self._lock:
             self._stamps[key] = Stamp(now, now)

@@ -32,10 +32,14 @@ class Lacking(OSError):
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """:ivar optional: an older or a newer server may lack it, and then it is not listed"""
+    """
+    :ivar optional: an older or a newer server may lack it, and then it is not listed
+    :ivar live: the content is another at each look, and costs no request: none is kept
+    """
 
     ask: Ask
     optional: bool = False
+    live: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +119,18 @@ class Endpoint:
 
 
 def by(*fields: str, separator: str = ":") -> Callable[[Row], str]:
-    """Rows are named by these fields."""
-    return lambda row: file_name(*(str(row[field]) for field in fields), separator=separator)
+    """Rows are named by these fields; "Node.Node" is a field of a field."""
+    return lambda row: file_name(*(_name(row, field) for field in fields), separator=separator)
 
 
 def column(field: str) -> Callable[[Iterable[Row]], list[str]]:
     """Groups are named by this field of rows."""
-    return lambda rows: [row[field] for row in rows]
+    return lambda rows: [_name(row, field) for row in rows]
+
+
+def _name(row: Row, field: str) -> str:
+    """What is to name something; nothing, where there is none: a row that is odd must not take its whole directory."""
+    found: Any = row
+    for each in field.split("."):
+        found = found.get(each) if isinstance(found, dict) else None
+    return "" if found is None else str(found)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache, TLRUCache, TTLCache
 
 from consulfs.consulate import ConsulateException, Forbidden
 from consulfs.consulate.api.base import Row
@@ -35,8 +35,14 @@ PIN = 0.8
 DETAILS = 16 << 20
 """Bytes of content that is kept because Consul would have to be asked for it file by file."""
 
-PRESENCE = 300.0
-"""Seconds for which it is remembered whether the server has an endpoint."""
+EVERYBODY = 0
+"""Stands for all callers; as a caller, for those that are in another PID namespace."""
+
+PROBE = 1.0
+"""Seconds that a look at whether the server has an endpoint may take: a listing of others waits for it."""
+
+PRESENCE = {True: 300.0, False: 10.0, None: 10.0}
+"""Seconds for which it is remembered that the server has an endpoint, that it has not, and that it did not say."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,31 @@ class Directory:
 
     :ivar path: "" for the root
     :ivar groups: the raw names of the groups that lead to it
+    :ivar listed, live: as of a document
     """
 
     path: str
     part: Union[Rows, Groups, Folder]
     groups: tuple[str, ...]
     private: bool
+    listed: bool = False
+    live: bool = False
 
 
 class Document:
-    """A path that is a file."""
+    """A path that is a file.
 
-    def __init__(self, path: str, private: bool, load: Callable[[], bytes]) -> None:
+    :ivar listed: it is as its caller has listed it, and may be older than what others have seen
+    :ivar live: it is another at each look
+    """
+
+    def __init__(
+        self, path: str, private: bool, load: Callable[[], bytes], listed: bool = False, live: bool = False
+    ) -> None:
         self.path = path
         self.private = private
+        self.listed = listed
+        self.live = live
         self._load = load
         self._content: Optional[bytes] = None
 
@@ -100,14 +117,16 @@ class VirtualTree:
         self._root = Directory("", Folder({each.name: each.tree(facts) for each in endpoints}), (), False)
         self._private = {each.name for each in endpoints if each.private}
         self._lock = threading.Lock()
-        self._pins: TTLCache[str, Found] = TTLCache(1 << 14, PIN)
+        self._pins: TTLCache[tuple[int, str], Found] = TTLCache(1 << 14, PIN)
         self._visits: LRUCache[tuple[int, str], _Visit] = LRUCache(
             MAX_ROWS, getsizeof=lambda visit: min(visit.scan.size, MAX_ROWS)
         )
         self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(
             DETAILS, getsizeof=lambda known: min(len(known[1]) + ENTRY_COST, DETAILS)
         )
-        self._present: TTLCache[tuple[Ask, tuple[str, ...]], bool] = TTLCache(1 << 10, PRESENCE)
+        self._present: TLRUCache[tuple[Ask, tuple[str, ...]], Optional[bool]] = TLRUCache(
+            1 << 10, ttu=lambda key, known, now: now + PRESENCE[known]
+        )
 
     def look(self, path: str) -> Found:
         """What stands at a path.
@@ -135,7 +154,10 @@ class VirtualTree:
                 for name, each in part.parts.items()
                 if self._is_present(each, found.groups)
             ]
-        shown = _shown(found, self._answers.get(part.ask, *_asked(part, found.groups)))
+        try:
+            shown = _shown(found, self._answer(part, found.groups))
+        except Lacking as error:  # readdir(3) would take ENOENT for the end of the directory
+            raise _refused(error) from error
         self._visited(found, Scan(shown, time.monotonic()))
         has_directories = isinstance(part, Groups) and not isinstance(part.each, Leaf)
         return [(name, has_directories) for name in sorted(shown)]
@@ -162,14 +184,16 @@ class VirtualTree:
     # -- one name further down -------------------------------------------------------------------------------
 
     def _step(self, directory: Directory, name: str) -> Found:
-        path = f"{directory.path}/{name}"
+        path, caller = f"{directory.path}/{name}", self._caller()
         with self._lock:
-            pinned = self._pins.get(path)
+            pinned = self._pins.get((caller, path)) or self._pins.get((EVERYBODY, path))
         if pinned is not None:
             return pinned
         found = self._child(directory, name, path)
+        if found.live:
+            return found
         with self._lock:
-            return self._pins.setdefault(path, found)
+            return self._pins.setdefault((caller if found.listed else EVERYBODY, path), found)
 
     def _child(self, directory: Directory, name: str, path: str) -> Found:
         part, groups = directory.part, directory.groups
@@ -179,21 +203,26 @@ class VirtualTree:
             if below is None or not self._is_present(below, groups):
                 raise OSError(errno.ENOENT, "no such file")
             return self._at(path, below, groups, private)
-        shown = self._find(directory, name)
+        shown, listed = self._find(directory, name)
         if shown is None:
             raise OSError(errno.ENOENT, "no such file")
         if isinstance(part, Groups):
-            return self._at(path, part.each, (*groups, shown), private)
-        return Document(path, private, lambda: self._content(part, path, shown))
+            return self._at(path, part.each, (*groups, shown), private, listed)
+        return Document(path, private, lambda: self._content(part, path, shown), listed)
 
-    def _at(self, path: str, part: Part, groups: tuple[str, ...], private: bool) -> Found:
+    def _at(self, path: str, part: Part, groups: tuple[str, ...], private: bool, listed: bool = False) -> Found:
         if not isinstance(part, Leaf):
-            return Directory(path, part, groups, private)
+            return Directory(path, part, groups, private, listed)
         ask = part.ask
-        return Document(path, private, lambda: render(self._answers.get(ask, *groups).value))
+        if part.live:
+            return Document(path, private, lambda: render(self._answers.fresh(ask, *groups).value), live=True)
+        return Document(path, private, lambda: render(self._answer(part, groups).value), listed)
 
-    def _find(self, directory: Directory, name: str) -> Any:
-        """What a directory shows under a name: rows, or a group's raw name; None where it shows nothing."""
+    def _find(self, directory: Directory, name: str) -> tuple[Any, bool]:
+        """What a directory shows under a name: rows, or a group's raw name; None where it shows nothing.
+
+        And whether that is what the caller has listed.
+        """
         part = directory.part
         assert isinstance(part, (Rows, Groups))
         asked = _asked(part, directory.groups)
@@ -203,17 +232,30 @@ class VirtualTree:
         answer = self._answers.known(part.ask, *asked)
         if answer is None:
             if listed is not None:
-                return listed
+                return listed, True
             if isinstance(part, Groups) and (group := self._entered(directory, name)) is not None:
-                return group
-            answer = self._answers.get(part.ask, *asked)
-        return _shown(directory, answer).get(name)
+                return group, True
+            answer = self._answer(part, directory.groups)
+        return _shown(directory, answer).get(name), False
 
     def _entered(self, directory: Directory, name: str) -> Optional[str]:
         """The raw name of a group that the program goes through: while it looks at the files there, it is there."""
         with self._lock:
             visit = self._visits.get((self._caller(), f"{directory.path}/{name}"))
             return visit.directory.groups[-1] if visit is not None and visit.scan.is_live(time.monotonic()) else None
+
+    def _answer(self, part: Union[Leaf, Rows, Groups], groups: tuple[str, ...]) -> Answer:
+        """What a part's call gives.
+
+        :raises Lacking: the server has no such endpoint, and need not have one
+        """
+        try:
+            return self._answers.get(part.ask, *_asked(part, groups))
+        except Lacking as error:
+            if part.optional:
+                raise
+            # An empty directory, or a file that is not there, would say that nothing is critical.
+            raise _refused(error) from error
 
     def _content(self, part: Rows, path: str, rows: list[Row]) -> bytes:
         detail = part.detail
@@ -245,22 +287,22 @@ class VirtualTree:
         ask = part.ask
         if not part.optional or ask is None:
             return True
-        asked = _asked(part, groups)
+        key = (ask, _asked(part, groups))
         with self._lock:
-            known = self._present.get((ask, asked))
-        if known is None:
-            try:
-                self._answers.get(ask, *asked)
-                known = True
-            except Forbidden:
-                known = True
-            except Lacking:
-                known = False
-            except (ConsulateException, OutOfTime):
-                return True  # nobody can tell now: whoever reads it is told why
-            with self._lock:
-                self._present[ask, asked] = known
-        return known
+            if key in self._present:
+                return self._present[key] is not False
+        known: Optional[bool] = True
+        try:
+            self._answers.probe(ask, *key[1], seconds=PROBE)
+        except Lacking:
+            known = False
+        except Forbidden:
+            pass
+        except (ConsulateException, OutOfTime):
+            known = None  # it is listed, and whoever reads it is told why
+        with self._lock:
+            self._present[key] = known
+        return known is not False
 
 
 def _asked(part: Part, groups: tuple[str, ...]) -> tuple[str, ...]:
@@ -276,6 +318,10 @@ def _shown(directory: Directory, answer: Answer) -> Mapping[str, Any]:
         return answer.derive(part, lambda value: {file_name(name): name for name in names(value)})
     assert isinstance(part, Rows)
     return answer.derive((part, groups), lambda rows: _by_name(part, groups, rows))
+
+
+def _refused(error: Lacking) -> OSError:
+    return OSError(errno.EIO, f"refused as if there were no such endpoint: {error.__cause__}")
 
 
 def _rendered(rows: list[Row]) -> bytes:

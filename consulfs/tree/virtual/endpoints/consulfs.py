@@ -8,7 +8,7 @@ from consulfs.tree.virtual.parts import Endpoint, Folder, Leaf
 
 
 def _leaf(give: Callable[[], Any]) -> Leaf:
-    return Leaf(lambda consul, left: give())
+    return Leaf(lambda consul, left: give(), live=True)
 
 
 ENDPOINT = Endpoint(

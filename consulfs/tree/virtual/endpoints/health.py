@@ -1,7 +1,6 @@
 """What is healthy, and what is not."""
 
 from consulfs.tree.virtual.asks import checks_of_node, checks_of_service, health_of_service, nodes, services
-from consulfs.tree.virtual.naming import file_name
 from consulfs.tree.virtual.parts import Endpoint, Folder, Groups, Rows, by, column
 
 STATES = ("any", "passing", "warning", "critical")
@@ -18,9 +17,7 @@ ENDPOINT = Endpoint(
             **{state: _in(state) for state in STATES},
             "node": Groups(nodes, Rows(checks_of_node, by("CheckID")), column("Node")),
             "checks": Groups(services, Rows(checks_of_service, by("Node", "CheckID"))),
-            "service": Groups(
-                services, Rows(health_of_service, lambda row: file_name(row["Node"]["Node"], row["Service"]["ID"]))
-            ),
+            "service": Groups(services, Rows(health_of_service, by("Node.Node", "Service.ID"))),
         }
     ),
 )

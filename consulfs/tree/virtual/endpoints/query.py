@@ -14,7 +14,7 @@ def _queries(consul: Consul, left: float) -> Any:
 
 def _tree(facts: Facts) -> Rows:
     ask = _queries if facts.secrets else without(("Token",), _queries)
-    return Rows(ask, lambda row: file_name(row["Name"] or row["ID"]))
+    return Rows(ask, lambda row: file_name(row.get("Name") or row["ID"]))
 
 
 ENDPOINT = Endpoint("_query", _tree)
