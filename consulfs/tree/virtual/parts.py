@@ -118,6 +118,11 @@ class Endpoint:
     local: bool = False
 
 
+def asked_by(part: Part, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """The groups that a part's call takes."""
+    return () if isinstance(part, Rows) and part.keep is not None else groups
+
+
 def by(*fields: str, separator: str = ":") -> Callable[[Row], str]:
     """Rows are named by these fields; "Node.Node" is a field of a field."""
     return lambda row: file_name(*(_name(row, field) for field in fields), separator=separator)

@@ -18,6 +18,11 @@ def render(value: Any) -> bytes:
     return _encoded(_line(value))
 
 
+def render_rows(rows: list[Any]) -> bytes:
+    """A file's content: its row, or all of them where several have its name."""
+    return render(rows[0] if len(rows) == 1 else rows)
+
+
 def _line(value: Any) -> str:
     if value is None or value == "":
         return ""

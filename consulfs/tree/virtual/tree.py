@@ -5,44 +5,30 @@ open(2) for replaced, and skips it. So a look sees what was true within `answers
 thread that looks has listed many names, and no newer answer is known, its first look at each of them sees what it
 listed (`scans`).
 
-Owner of `_pins`, `_visits`, `_details` and `_present`: `_lock`, never held across a request.
+Owner of `_pins`: `_lock`, never held across a request.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, Optional, Union
 
-from cachetools import LRUCache, TLRUCache, TTLCache
+from cachetools import TTLCache
 
-from consulfs.consulate import ConsulateException, Forbidden
 from consulfs.consulate.api.base import Row
-from consulfs.errors import OutOfTime
-from consulfs.store.cache import ENTRY_COST
-from consulfs.tree.virtual.answers import MAX_ROWS, Answer, Answers
+from consulfs.tree.virtual.answers import Answer, Answers
+from consulfs.tree.virtual.details import Details
 from consulfs.tree.virtual.naming import file_name
-from consulfs.tree.virtual.parts import Ask, Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows
-from consulfs.tree.virtual.scans import Scan
-from consulfs.tree.virtual.text import render
+from consulfs.tree.virtual.parts import Endpoint, Facts, Folder, Groups, Lacking, Leaf, Part, Rows, asked_by
+from consulfs.tree.virtual.presence import Presence
+from consulfs.tree.virtual.text import render, render_rows
+from consulfs.tree.virtual.visits import EVERYBODY, Visits
 
 PIN = 0.8
 """Seconds."""
-
-DETAILS = 16 << 20
-"""Bytes of content that is kept because Consul would have to be asked for it file by file."""
-
-EVERYBODY = 0
-"""Stands for all callers; as a caller, for those that are in another PID namespace."""
-
-PROBE = 1.0
-"""Seconds that a look at whether the server has an endpoint may take: a listing of others waits for it."""
-
-PRESENCE = {True: 300.0, False: 10.0, None: 10.0}
-"""Seconds for which it is remembered that the server has an endpoint, that it has not, and that it did not say."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +81,6 @@ class Document:
 Found = Union[Directory, Document]
 
 
-class _Visit(NamedTuple):
-    """A directory that was listed."""
-
-    directory: Directory
-    scan: Scan[Any]
-
-
 class VirtualTree:
     """The virtual trees of one datacenter.
 
@@ -116,17 +95,11 @@ class VirtualTree:
         self._caller = caller
         self._root = Directory("", Folder({each.name: each.tree(facts) for each in endpoints}), (), False)
         self._private = {each.name for each in endpoints if each.private}
+        self._details = Details(answers)
+        self._presence = Presence(answers)
+        self._visits = Visits()
         self._lock = threading.Lock()
         self._pins: TTLCache[tuple[int, str], Found] = TTLCache(1 << 14, PIN)
-        self._visits: LRUCache[tuple[int, str], _Visit] = LRUCache(
-            MAX_ROWS, getsizeof=lambda visit: min(visit.scan.size, MAX_ROWS)
-        )
-        self._details: LRUCache[str, tuple[Any, bytes]] = LRUCache(
-            DETAILS, getsizeof=lambda known: min(len(known[1]) + ENTRY_COST, DETAILS)
-        )
-        self._present: TLRUCache[tuple[Ask, tuple[str, ...]], Optional[bool]] = TLRUCache(
-            1 << 10, ttu=lambda key, known, now: now + PRESENCE[known]
-        )
 
     def look(self, path: str) -> Found:
         """What stands at a path.
@@ -152,24 +125,15 @@ class VirtualTree:
             return [
                 (name, not isinstance(each, Leaf))
                 for name, each in part.parts.items()
-                if self._is_present(each, found.groups)
+                if self._presence.has(each, found.groups)
             ]
         try:
             shown = _shown(found, self._answer(part, found.groups))
         except Lacking as error:  # readdir(3) would take ENOENT for the end of the directory
             raise _refused(error) from error
-        self._visited(found, Scan(shown, time.monotonic()))
+        self._visits.begin(self._caller(), found.path, found.groups, shown)
         has_directories = isinstance(part, Groups) and not isinstance(part.each, Leaf)
         return [(name, has_directories) for name in sorted(shown)]
-
-    def _visited(self, directory: Directory, scan: Scan[Any]) -> None:
-        """A program has listed a directory, and may go through it."""
-        now, caller = time.monotonic(), self._caller()
-        if caller and scan.is_live(now):  # 0 stands for all programs of other PID namespaces
-            with self._lock:
-                for ended in [key for key, visit in self._visits.items() if not visit.scan.is_live(now)]:
-                    del self._visits[ended]
-                self._visits[caller, directory.path] = _Visit(directory, scan)
 
     def shown(self, path: str) -> str:
         """A path without what is secret in it."""
@@ -200,7 +164,7 @@ class VirtualTree:
         private = directory.private or (directory is self._root and name in self._private)
         if isinstance(part, Folder):
             below = part.parts.get(name)
-            if below is None or not self._is_present(below, groups):
+            if below is None or not self._presence.has(below, groups):
                 raise OSError(errno.ENOENT, "no such file")
             return self._at(path, below, groups, private)
         shown, listed = self._find(directory, name)
@@ -225,24 +189,17 @@ class VirtualTree:
         """
         part = directory.part
         assert isinstance(part, (Rows, Groups))
-        asked = _asked(part, directory.groups)
-        with self._lock:
-            visit = self._visits.get((self._caller(), directory.path))
-            listed = visit.scan.take(name, time.monotonic()) if visit is not None else None
+        asked, caller = asked_by(part, directory.groups), self._caller()
+        listed = self._visits.take(caller, directory.path, name)
         answer = self._answers.known(part.ask, *asked)
         if answer is None:
             if listed is not None:
                 return listed, True
-            if isinstance(part, Groups) and (group := self._entered(directory, name)) is not None:
+            group = self._visits.inside(caller, f"{directory.path}/{name}")
+            if group is not None:
                 return group, True
             answer = self._answer(part, directory.groups)
         return _shown(directory, answer).get(name), False
-
-    def _entered(self, directory: Directory, name: str) -> Optional[str]:
-        """The raw name of a group that the program goes through: while it looks at the files there, it is there."""
-        with self._lock:
-            visit = self._visits.get((self._caller(), f"{directory.path}/{name}"))
-            return visit.directory.groups[-1] if visit is not None and visit.scan.is_live(time.monotonic()) else None
 
     def _answer(self, part: Union[Leaf, Rows, Groups], groups: tuple[str, ...]) -> Answer:
         """What a part's call gives.
@@ -250,7 +207,7 @@ class VirtualTree:
         :raises Lacking: the server has no such endpoint, and need not have one
         """
         try:
-            return self._answers.get(part.ask, *_asked(part, groups))
+            return self._answers.get(part.ask, *asked_by(part, groups))
         except Lacking as error:
             if part.optional:
                 raise
@@ -258,56 +215,7 @@ class VirtualTree:
             raise _refused(error) from error
 
     def _content(self, part: Rows, path: str, rows: list[Row]) -> bytes:
-        detail = part.detail
-        if detail is None:
-            return _rendered(rows)
-        known = self._known_detail(path, rows)
-        if known is None:
-            with self._answers.turn(path):
-                known = self._known_detail(path, rows) or self._ask_detail(detail, path, rows)
-        return known
-
-    def _known_detail(self, path: str, rows: list[Row]) -> Optional[bytes]:
-        with self._lock:
-            known = self._details.get(path)
-        return known[1] if known is not None and known[0] == rows else None
-
-    def _ask_detail(self, detail: Ask, path: str, rows: list[Row]) -> bytes:
-        found = [self._answers.fresh(detail, row).value for row in rows]
-        if None in found:
-            raise OSError(errno.ENOENT, "it was removed")
-        content = _rendered(found)
-        with self._lock:
-            self._details[path] = rows, content
-        return content
-
-    # -- what the server has -----------------------------------------------------------------------------------
-
-    def _is_present(self, part: Part, groups: tuple[str, ...]) -> bool:
-        ask = part.ask
-        if not part.optional or ask is None:
-            return True
-        key = (ask, _asked(part, groups))
-        with self._lock:
-            if key in self._present:
-                return self._present[key] is not False
-        known: Optional[bool] = True
-        try:
-            self._answers.probe(ask, *key[1], seconds=PROBE)
-        except Lacking:
-            known = False
-        except Forbidden:
-            pass
-        except (ConsulateException, OutOfTime):
-            known = None  # it is listed, and whoever reads it is told why
-        with self._lock:
-            self._present[key] = known
-        return known is not False
-
-
-def _asked(part: Part, groups: tuple[str, ...]) -> tuple[str, ...]:
-    """The groups that a part's call takes."""
-    return () if isinstance(part, Rows) and part.keep is not None else groups
+        return render_rows(rows) if part.detail is None else self._details.get(part.detail, path, rows)
 
 
 def _shown(directory: Directory, answer: Answer) -> Mapping[str, Any]:
@@ -322,11 +230,6 @@ def _shown(directory: Directory, answer: Answer) -> Mapping[str, Any]:
 
 def _refused(error: Lacking) -> OSError:
     return OSError(errno.EIO, f"refused as if there were no such endpoint: {error.__cause__}")
-
-
-def _rendered(rows: list[Row]) -> bytes:
-    """A file's content: its row, or all of them where several have its name."""
-    return render(rows[0] if len(rows) == 1 else rows)
 
 
 def _by_name(part: Rows, groups: tuple[str, ...], rows: list[Row]) -> dict[str, list[Row]]:
