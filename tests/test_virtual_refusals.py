@@ -117,31 +117,34 @@ def test_one_odd_row_does_not_take_its_directory(seen, proxy):
     assert json.loads(seen.ok("cat _health/any/half*"))["CheckID"] == "d"
 
 
+WALKER = """
+import os, select, sys
+names = iter(sorted(os.listdir("_health/any")))
+print("listed", flush=True)
+told = 0
+while told < 80:  # ticks after it was told to go on: what others have asked for is old by then
+    os.stat("_health/any/" + next(names))
+    ready = select.select([sys.stdin], [], [], 0.03)[0]
+    told += bool(ready)
+    if ready and told > 1:
+        select.select([], [], [], 0.03)
+print(os.stat("_health/any/z:c999").st_size)
+"""
+
+
 def test_the_listing_of_one_program_is_not_shown_to_another(seen, registered):
-    registered("z", Checks=[check(f"c{number:03}", "passing", "old") for number in range(150)])
-    walk = (
-        "import os, time\n"
-        "names = sorted(os.listdir('_health/any'))\n"
-        "print('listed', flush=True)\n"
-        "for name in names[:-1]:\n"
-        "    os.stat('_health/any/' + name)\n"
-        "    time.sleep(0.03)\n"
-        "print(os.stat('_health/any/' + names[-1]).st_size)\n"
-    )
-    other = subprocess.Popen(["python3", "-c", walk], cwd=seen.path, stdout=subprocess.PIPE, text=True)
-    try:
+    registered("z", Checks=[check(f"c{number:03}", "passing", "old") for number in range(1000)])
+    walker = ["python3", "-c", WALKER]
+    with subprocess.Popen(walker, cwd=seen.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "listed\n"
-        path = seen.path / "_health/any/z:c149"
-        registered("z", Check=check("c149", "passing", "new and longer"))
-        time.sleep(2)
+        path = seen.path / "_health/any/z:c999"
+        registered("z", Check=check("c999", "passing", "new and longer"))
+        until(lambda: "new and longer" in path.read_text())
         new = path.stat()
-        assert "new and longer" in path.read_text()
+        other.stdin.close()
         assert int(other.stdout.readline()) < new.st_size  # it goes by its listing
         now = path.stat()
         assert (now.st_size, now.st_ino, now.st_mtime_ns) == (new.st_size, new.st_ino, new.st_mtime_ns)
-    finally:
-        other.kill()
-        other.communicate()
 
 
 def test_what_failed_last_is_the_newest_file(seen, registered):
