@@ -8,8 +8,8 @@ DEMO_PORT ?= 8511
 JOBS ?= 4
 
 MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
-TEST_PACKAGES = curl=curl rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux \
-	jq=jq
+DEMO_PACKAGES = curl=curl jq=jq
+TEST_PACKAGES = $(DEMO_PACKAGES) rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux
 
 .PHONY: help demo demo-stop test bench lint install clean
 
@@ -36,6 +36,7 @@ $(VENV)/.ready-lint: $(VENV)/.ready
 	@touch $@
 
 demo: $(VENV)/.ready
+	@tools/install-packages $(DEMO_PACKAGES)
 	@tools/demo start $(VENV) $(MNT) $(DEMO_PORT)
 
 demo-stop:

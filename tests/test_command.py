@@ -297,23 +297,40 @@ def test_nothing_is_left_when_a_daemon_ends(agent, curl):
     assert str(mount.path) not in Path("/proc/mounts").read_text()
 
 
-def test_the_demo(folder):
+def test_the_demo(folder, tmp_path):
     (port,) = free_ports(1)
-    words = [str(TOP / "tools/demo"), "start", str(Path(COMMAND).parents[1]), str(folder), str(port)]
     environment = {**os.environ, "PATH": f"{Path(consul_command()).parent}:{os.environ['PATH']}"}
-    shown = subprocess.run(words, capture_output=True, text=True, timeout=100, env=environment)
-    assert shown.returncode == 0, shown.stderr
-    assert "Try:" in shown.stdout
+
+    def demo(action, place=folder):
+        words = [str(TOP / "tools/demo"), action, str(Path(COMMAND).parents[1]), str(place), str(port)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=100, env=environment)
+
+    try:
+        shown = demo("start")
+        assert shown.returncode == 0, shown.stderr
+        assert "Try:" in shown.stdout
+        ending = f"make demo-stop MNT={folder} DEMO_PORT={port}"
+        assert f"\n{ending} ends it" in shown.stdout
+        assert demo("start").stdout == f"already mounted at {folder}; {ending} ends it\n"
+        check_the_demo(folder, port)
+        wrong = demo("stop", tmp_path / "elsewhere")
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert wrong.stderr == f"a demo on port {port} still runs, mounted at {folder}: {ending}\n"
+        assert (folder / "app/feature").read_text() == "on\n"
+    finally:
+        ended = demo("stop")
+    assert (ended.returncode, ended.stdout) == (0, "the demo has ended\n"), ended.stderr
+    assert Curl(f"http://127.0.0.1:{port}/v1")("GET", "status/leader")[0] == 0
+    assert subprocess.run(["pgrep", "-f", f"dev_port={port}"], capture_output=True).stdout == b""
+    assert not folder.exists()
+    folder.mkdir()
+
+
+def check_the_demo(folder, port):
     curl = Curl(f"http://127.0.0.1:{port}/v1")
     assert (curl.get("app/feature"), curl.flags("app/feature")) == (b"on\n", 42)
     assert {"web", "db"} <= set(curl.json("catalog/services"))
     assert os.listdir(folder / "_health/critical") == ["web2:web:http"]
-    words[1] = "stop"
-    subprocess.run(words, check=True, timeout=100, env=environment, capture_output=True)
-    assert curl("GET", "status/leader")[0] == 0
-    assert subprocess.run(["pgrep", "-f", f"dev_port={port}"], capture_output=True).stdout == b""
-    assert not folder.exists()
-    folder.mkdir()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
