@@ -136,7 +136,11 @@ OPTIONS = (
         None,
         "visible|hidden|off",
     ),
-    Option("acl_secrets", "show the SecretIDs of tokens in _acl, and the tokens of prepared queries"),
+    Option(
+        "acl_secrets",
+        "show the SecretIDs of tokens in _acl, the tokens of prepared queries, and in _agent/self the key or token of"
+        " the provider of the mesh's certificates",
+    ),
     Option("dc_write", "let the keys of other datacenters, in _dc, be written"),
     Option("cache_size", "bytes of records kept in memory", _size, 64 << 20, "BYTES"),
     Option("dc", "the datacenter to mount, if not the agent's own", str, None, "NAME"),
