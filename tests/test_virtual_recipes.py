@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import tarfile
-from contextlib import contextmanager
+import textwrap
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.acl import MASTER, make_token
-from support.agent import TOP, Agent, consul_command
+from support.acl import MASTER, guarded_agent, make, make_token
+from support.agent import TOP, Agent, consul_command, free_ports
 from support.curl import Curl
-from support.mount import LIMIT, Mount
+from support.mount import COMMAND, LIMIT, Mount
 from support.sessions import acquire, destroy_session, make_session
 from support.waiting import until
 
@@ -201,7 +203,7 @@ IS_THE_PAGES_CONSUL = " v1.8." in subprocess.run([consul_command(), "version"], 
 transcript = pytest.mark.skipif(not IS_THE_PAGES_CONSUL, reason="the page shows the fields of Consul 1.8")
 
 PLAIN_SECTIONS = (
-    "_agent _catalog _health _session _status _event _coordinate _query _operator _config _intention".split()
+    "_agent _catalog _health _status _event _coordinate _query _operator _config _intention".split()
 )
 
 
@@ -211,17 +213,61 @@ def test_the_transcripts_are_true(mnt, section):
     replay(section, mnt)
 
 
-@transcript
-def test_the_transcript_of_access_control_is_true(guarded):
-    with Mount(guarded.address, f"{OPTIONS},token={MASTER}") as mount:
-        replay("_acl", mount)
+STEP = re.compile(r"^```console\n(?P<shown>(?s:.*?))^```$|(?P<done>(?:^    .*\n)+)", re.M)
+"""A transcript, or commands that say nothing."""
 
 
 @transcript
-def test_the_transcript_of_another_datacenter_is_true(mnt, far):
-    far.put("app/feature", b"off")
-    replay("_dc", mnt)
-    assert far.get("app/feature") == b"off"
+@pytest.mark.parametrize("section", ["_session", "_acl", "_dc"])
+def test_who_pastes_a_section_sees_what_it_shows(section, tmp_path):
+    with Agent(node="consulfs-dev") as agent:
+        Curl(agent.url).put("locks/")
+        Curl(agent.url).put("app/feature", b"on\n")
+        subprocess.run([sys.executable, TOP / "tools/demo-registry", agent.address], check=True)
+        with Mount(agent.address, OPTIONS) as mount:
+            wanted, seen = paste(section, mount, agent, tmp_path)
+            assert seen == wanted
+            assert [each.name for each in tmp_path.iterdir()] == []
+
+
+def paste(section, mount, agent, folder):
+    """What each command of a section is to show, and what it shows, where one shell gets them all at once."""
+    steps = []
+    for step in STEP.finditer(SECTIONS[section]):
+        if step["done"]:
+            steps.append((textwrap.dedent(step["done"]), ""))
+        else:
+            steps += re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", step["shown"], re.M)
+    mark = "\n-- the next --\n"
+    text = "".join(f"printf '{mark}'\n{command}\n" for command, _ in steps).replace("/mnt/consul", str(mount.path))
+    ports = list(dict.fromkeys(["8511", *re.findall(r"\b85[12]\d\b", text)]))
+    real = dict(zip(ports, [agent.port, *free_ports(len(ports) - 1)]))
+    text = re.sub(r"\b85[12]\d\b", lambda match: str(real[match[0]]), text)
+    said = run_in_bash(text, mount, folder).replace("Success! Data written to: app/feature\n", "")
+    said = re.sub(r"^bash: line \d+: ", "bash: ", said, flags=re.M).split(mark)[1:]
+    said = [re.sub("^Successfully joined.*\n", "", each) for each in said]
+    return [(command, plain(shown).strip()) for command, shown in steps], [
+        (command, plain(shown).strip()) for (command, _), shown in zip(steps, said)
+    ]
+
+
+def run_in_bash(text, mount, folder):
+    folders = [str(Path(command).parent) for command in (consul_command(), COMMAND)]
+    environment = {**os.environ, "PATH": ":".join([os.environ["PATH"], *folders]), "TMPDIR": str(folder)}
+    words = {"stdin": -1, "stdout": -1, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    with subprocess.Popen(["bash"], cwd=mount.path, start_new_session=True, **words) as shell:
+        killer = threading.Timer(LIMIT, os.killpg, (shell.pid, signal.SIGKILL))
+        killer.start()
+        try:
+            shell.stdin.write(text + f"kill -KILL -- -{shell.pid}\n")
+            shell.stdin.close()
+            return shell.stdout.read()
+        finally:
+            killer.cancel()
+            for left in folder.glob("*/mnt"):
+                subprocess.run(["fusermount3", "-uz", str(left)], capture_output=True)
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
 
 
 def test_what_the_mount_says_of_itself_is_on_the_page(mnt):
@@ -303,6 +349,42 @@ def test_who_has_a_lock(mnt, keys, run):
     assert re.fullmatch(rf"consulfs \S+:{mnt.path} \w+ locks, at consulfs-dev\n", text)
 
 
+def test_what_may_my_token_do(guarded, admin, recipe):
+    name = f"p{os.urandom(4).hex()}"
+    make(admin, "acl/policy", Name=name, Rules='key_prefix "" { policy = "read" }')
+    make(admin, "acl/role", Name=f"r-{name}", Policies=[{"Name": name}])
+    for what, wanted in (
+        ({"Policies": [{"Name": name}]}, f"{name}\n"),
+        ({"Roles": [{"Name": f"r-{name}"}]}, f"role r-{name}\n"),
+        ({}, ""),
+    ):
+        token = make(admin, "acl/token", **what)["SecretID"]
+        with Mount(guarded.address, f"{OPTIONS},token={token}") as mount:
+            done = subprocess.run(recipe("What may my token do", mount), capture_output=True, text=True)
+            assert (done.returncode, done.stdout, done.stderr) == (0, wanted, "")
+
+
+def test_what_was_the_last_event(curl, run):
+    for name in ("z-first", "a-second"):
+        assert curl("PUT", f"event/fire/{name}")[0] == 200
+        until(lambda name=name: run("What was the last event") == (0, f"{name}\n"))
+
+
+def test_what_was_the_last_event_where_none_was(recipe):
+    with Agent() as agent, Mount(agent.address, OPTIONS) as mount:
+        done = subprocess.run(recipe("What was the last event", mount), capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_registry_of_the_demo_can_be_registered_with_a_token():
+    with guarded_agent() as agent:
+        command = [sys.executable, TOP / "tools/demo-registry", agent.address]
+        environment = {**os.environ, "CONSUL_HTTP_TOKEN": MASTER}
+        assert subprocess.run(command, capture_output=True).returncode == 1
+        subprocess.run(command, env=environment, check=True)
+        assert {"web", "db"} <= set(Curl(agent.url, MASTER).json("catalog/services"))
+
+
 def test_follow_a_check(mnt, curl, recipe):
     command = [*recipe("Follow a check"), str(mnt.path / "_health/checks/web/web2:web:http")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as shown:
@@ -357,6 +439,10 @@ def test_an_alert_when_consul_fails_a_mount(agent, keys, proxy, recipe, tmp_path
         until(lambda: run() == (0, ""))
         mount.stop()
         assert run() == (2, "")
+        mount.start()
+        assert mount.sh("cat app/feature").returncode != 0  # the first error of this mount, as it was that of the other
+        status, again = until(lambda: (found := run())[0] and found)
+        assert (status, again) == (1, text)
 
 
 def test_metrics_for_prometheus(run, tmp_path):
