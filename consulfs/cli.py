@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="consulfs",
         usage="consulfs [SOURCE] MOUNTPOINT [-o OPTION[,...]] [-f] [-d] [--dev]",
-        description="Mount a Consul cluster: its keys to read and write, the rest of it to read (docs/virtual-trees.md).",
+        description="Mount a Consul cluster: its keys to read and write, the rest to read (docs/virtual-trees.md).",
         epilog=EPILOG + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -202,9 +202,7 @@ IS_THE_PAGES_CONSUL = " v1.8." in subprocess.run([consul_command(), "version"], 
 
 transcript = pytest.mark.skipif(not IS_THE_PAGES_CONSUL, reason="the page shows the fields of Consul 1.8")
 
-PLAIN_SECTIONS = (
-    "_agent _catalog _health _status _event _coordinate _query _operator _config _intention".split()
-)
+PLAIN_SECTIONS = "_agent _catalog _health _status _event _coordinate _query _operator _config _intention".split()
 
 
 @transcript
@@ -468,6 +466,35 @@ def test_the_rights_of_the_page_are_enough(guarded, admin, recipe, tmp_path):
     deregister(admin, "n")
     with tarfile.open(tmp_path / "consul-catalog.tar.gz") as archive:
         assert {"_catalog/nodes/n", "_operator/raft"} <= set(archive.getnames())
+
+
+def test_what_complains_where_acls_may_not_be_read(guarded, admin, tmp_path):
+    token = make_token(admin, re.search(r"^```hcl\n(.*?)^```$", PAGE, re.M | re.S)[1])
+    directories, files = {"_acl/tokens", "_acl/policies", "_acl/roles"}, {"_agent/self", "_agent/metrics"}
+    with Mount(guarded.address, f"{OPTIONS},token={token}") as mount:
+        for command, refused in (
+            ("find .", directories),
+            ("grep -r nothing .", directories | files),
+            (f"rsync -a . {tmp_path}/copy", directories | files),
+            (f"tar cf {tmp_path}/all.tar .", directories),
+        ):
+            done = mount.sh(command)
+            assert done.returncode != 0
+            denied = [line for line in done.stderr.splitlines() if "Permission denied" in line]
+            assert {re.search(r"_(acl|agent)/\w+", line)[0] for line in denied} == refused, command
+    with tarfile.open(tmp_path / "all.tar") as archive:
+        assert {archive.getmember(f"./{name}").size for name in files} == {0}
+
+
+def test_the_trees_are_there_where_the_keys_may_not_be_listed():
+    rights = {"enabled": True, "default_policy": "deny", "enable_key_list_policy": True, "tokens": {"master": MASTER}}
+    with Agent({"acl": rights}) as agent:
+        token = make_token(Curl(agent.url, MASTER), 'node_prefix "" { policy = "read" }')
+        with Mount(agent.address, f"{OPTIONS},token={token}") as mount:
+            assert mount.sh("ls").stderr == "ls: reading directory '.': Permission denied\n"
+            assert mount.ok("ls _catalog/nodes _health/passing") == (
+                "_catalog/nodes:\ntest\n\n_health/passing:\ntest:serfHealth\n"
+            )
 
 
 def test_a_backup_of_the_catalog(curl, run, tmp_path):
