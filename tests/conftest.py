@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -22,6 +23,10 @@ from support.proxy import Proxy
 from support.sessions import destroy_session, make_session
 
 from consulfs import consulate
+
+# A property does not depend on how slow the machine is: under load one example has taken more than the 200 ms.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 for variable in [name for name in os.environ if name.startswith("CONSUL_")]:
     del os.environ[variable]

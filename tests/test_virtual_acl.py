@@ -17,6 +17,7 @@ from support.curl import Curl
 from support.errors import errno_of
 from support.mount import COMMAND, Mount
 from support.proxy import Proxy
+from support.registry import text_of
 from support.waiting import until
 
 STALE = 2
@@ -119,16 +120,12 @@ def unveiled(guarded, cluster, tmp_path):
         yield mount
 
 
-def rendered(value):
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
 def without_secret(row):
     return {name: value for name, value in row.items() if name != "SecretID"}
 
 
 def files(folder):
-    return {name: (folder / name).read_text() for name in os.listdir(folder)}
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
 
 
 # -- the files -----------------------------------------------------------------------------------------------
@@ -136,7 +133,7 @@ def files(folder):
 
 def test_tokens_are_as_consul_lists_them_without_their_secrets(root, cluster):
     listed = cluster.curl.json("acl/tokens")
-    wanted = {each["AccessorID"]: rendered(without_secret(each)) for each in listed}
+    wanted = {each["AccessorID"]: text_of(without_secret(each)) for each in listed}
     assert files(root.path / "_acl/tokens") == wanted
     assert len(wanted) >= 6
     own = json.loads(wanted[cluster.other["AccessorID"]])
@@ -150,14 +147,14 @@ def test_the_secrets_of_a_later_consul_are_left_out_too(guarded, cluster, tmp_pa
     with Proxy(guarded.port) as proxy, mounted(proxy.address, tmp_path, cluster.root["SecretID"]) as mount:
         proxy.fault = lambda seen: (200, later) if seen.path.startswith("/v1/acl/tokens") else None
         assert files(mount.path / "_acl/tokens") == {
-            each["AccessorID"]: rendered(without_secret(each)) for each in whole
+            each["AccessorID"]: text_of(without_secret(each)) for each in whole
         }
         assert all(each["SecretID"] for each in whole)
 
 
 def test_policies_are_as_consul_gives_each_with_its_rules(root, cluster):
     wanted = {
-        each["Name"]: rendered(cluster.by_itself("policy", each["ID"])) for each in cluster.curl.json("acl/policies")
+        each["Name"]: text_of(cluster.by_itself("policy", each["ID"])) for each in cluster.curl.json("acl/policies")
     }
     assert files(root.path / "_acl/policies") == wanted
     assert json.loads(wanted["Ops-1_x"])["Rules"] == KEYS_ONLY
@@ -178,7 +175,7 @@ def test_a_policy_that_changes_is_read_anew(root, cluster):
 
 
 def test_roles_are_as_consul_gives_them(root, cluster):
-    wanted = {each["Name"]: rendered(each) for each in cluster.curl.json("acl/roles")}
+    wanted = {each["Name"]: text_of(each) for each in cluster.curl.json("acl/roles")}
     assert files(root.path / "_acl/roles") == wanted
     assert set(wanted) == {"role-1", "Role_2"}
     assert json.loads(wanted["role-1"]) == cluster.by_itself("role", cluster.role["ID"])
@@ -186,15 +183,15 @@ def test_roles_are_as_consul_gives_them(root, cluster):
 
 def test_self_and_replication_are_as_consul_gives_them(root, cluster, guarded):
     own = Curl(guarded.url, cluster.root["SecretID"])
-    assert (root.path / "_acl/self").read_text() == rendered(without_secret(own.json("acl/token/self")))
-    assert (root.path / "_acl/replication").read_text() == rendered(own.json("acl/replication"))
+    assert (root.path / "_acl/self").read_bytes() == text_of(without_secret(own.json("acl/token/self")))
+    assert (root.path / "_acl/replication").read_bytes() == text_of(own.json("acl/replication"))
     assert sorted(os.listdir(root.path / "_acl")) == ["policies", "replication", "roles", "self", "tokens"]
 
 
 def test_a_query_is_as_consul_gives_it_without_its_token(root, cluster):
     (row,) = cluster.curl.json("query")
     assert row.pop("Token") == cluster.other["SecretID"]
-    assert files(root.path / "_query") == {"lookup": rendered(row)}
+    assert files(root.path / "_query") == {"lookup": text_of(row)}
 
 
 def test_they_are_their_owners_alone(root, cluster):
@@ -251,7 +248,7 @@ def test_what_the_server_lacks_is_absent(guarded, cluster, tmp_path, status, nam
 
 def test_acl_secrets_shows_the_tokens_whole(unveiled, cluster):
     accessors = [each["AccessorID"] for each in cluster.curl.json("acl/tokens")]
-    wanted = {each: rendered(cluster.by_itself("token", each)) for each in accessors}
+    wanted = {each: text_of(cluster.by_itself("token", each)) for each in accessors}
     assert files(unveiled.path / "_acl/tokens") == wanted
     assert json.loads(wanted[cluster.other["AccessorID"]])["SecretID"] == cluster.other["SecretID"]
     own = json.loads((unveiled.path / "_acl/self").read_text())
@@ -261,7 +258,7 @@ def test_acl_secrets_shows_the_tokens_whole(unveiled, cluster):
 
 def test_acl_secrets_shows_legacy_acls(unveiled, cluster):
     listed = cluster.curl.json("acl/list")
-    assert files(unveiled.path / "_acl/list") == {each["ID"]: rendered(each) for each in listed}
+    assert files(unveiled.path / "_acl/list") == {each["ID"]: text_of(each) for each in listed}
     assert cluster.legacy in {each["ID"] for each in listed}
     assert stat.S_IMODE(os.stat(unveiled.path / "_acl/list" / cluster.legacy).st_mode) == 0o400
     assert stat.S_IMODE(os.stat(unveiled.path / "_acl/list").st_mode) == 0o700
@@ -269,7 +266,7 @@ def test_acl_secrets_shows_legacy_acls(unveiled, cluster):
 
 def test_acl_secrets_shows_the_tokens_of_queries(unveiled, cluster):
     (row,) = cluster.curl.json("query")
-    assert files(unveiled.path / "_query") == {"lookup": rendered(row)}
+    assert files(unveiled.path / "_query") == {"lookup": text_of(row)}
     assert row["Token"] == cluster.other["SecretID"]
 
 

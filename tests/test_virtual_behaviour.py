@@ -8,15 +8,18 @@ import os
 import stat
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import pytest
 from support.agent import Agent
-from support.checks import are_critical, make_ttl_check, remove_check, remove_node, turn_check, write_node
+from support.catalog import remove_node, write_node
+from support.checks import are_critical, make_ttl_check, remove_check, turn_check
 from support.child import Child
 from support.curl import Curl
 from support.errors import errno_of
 from support.mount import Mount
+from support.polling import polled
+from support.registry import text_of
 from support.waiting import until
 
 SOON = 2
@@ -38,11 +41,6 @@ def agent():
     with Agent() as agent:
         write_node(Curl(agent.url), "web", "one", Service={"ID": "w", "Service": "web"})
         yield agent
-
-
-def shown(row):
-    """What the file of a row holds."""
-    return (json.dumps(row, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def node_row(curl, name):
@@ -318,7 +316,7 @@ LIVE = "_catalog/nodes/live"
 def write_live(curl, text):
     """Give the file LIVE another content; when it shows, this is what it holds."""
     write_node(curl, "live", text)
-    content = shown(node_row(curl, "live"))
+    content = text_of(node_row(curl, "live"))
     time.sleep(SOON)
     return content
 
@@ -473,7 +471,7 @@ def test_where_they_are_listed_and_that_they_are_reached_by_name(agent, curl, so
             assert listed == keys
         assert "_dc" not in listed
         assert os.listdir(mount.path / "_dc") == []
-        assert (mount.path / LEAF).read_bytes() == shown(node_row(curl, "web"))
+        assert (mount.path / LEAF).read_bytes() == text_of(node_row(curl, "web"))
         assert "key" not in os.listdir(mount.path / "_catalog")
         assert (mount.path / "%5Fcatalog/key").read_bytes() == (mount.path / "%5Fhealth").read_bytes() == b"text"
         assert sorted(os.listdir(mount.path / "folder")) == ["_catalog", "key"]
@@ -511,29 +509,6 @@ def test_a_copy_of_a_prefix_is_the_keys_alone(agent, curl, tmp_path, copy):
 
 # -- what is shown follows Consul ------------------------------------------------------------------------------
 
-POLLING = """
-import os, sys
-folder, name = sys.argv[1:]
-while True:
-    os.listdir(folder)
-    for look in (os.stat, lambda path: open(path).close()):
-        try:
-            look(f"{folder}/{name}")
-        except FileNotFoundError:
-            pass
-    print(end=".\\n" if sys.stdin else "", flush=True)
-    sys.stdin = None
-"""
-
-
-@contextmanager
-def polled(folder, name):
-    """A process looks at a directory and at a name in it all the time."""
-    with Child("-S", "-E", "-c", POLLING, str(folder), name) as child:
-        child.hear()
-        yield
-        assert child.process.poll() is None
-
 
 @pytest.fixture
 def check(curl):
@@ -547,7 +522,7 @@ def check(curl):
 def test_a_check_that_fails_is_critical_at_once_and_no_more_when_it_passes(mount, curl, check, is_polled):
     folder, name = mount.path / EMPTY, "test:a%2Fb"
     assert os.listdir(folder) == []
-    with polled(folder, name) if is_polled else contextmanager(lambda: (yield))():
+    with polled(folder, folder / name) if is_polled else nullcontext():
         for _ in range(3):
             turn_check(curl, check, "fail")
             until(lambda: are_critical(curl) == {check})
@@ -588,7 +563,7 @@ def test_consul_hangs_and_comes_back():
                 own.resume()
         for script in AWAY:
             mount.ok(script)
-        assert (mount.path / "_catalog/nodes/test").read_bytes() == shown(node_row(curl, "test"))
+        assert (mount.path / "_catalog/nodes/test").read_bytes() == text_of(node_row(curl, "test"))
 
 
 def test_consul_is_stopped_and_started_again():
@@ -606,5 +581,5 @@ def test_consul_is_stopped_and_started_again():
         own.start()
         for script in AWAY:
             mount.ok(script)
-        assert (mount.path / "_catalog/nodes/test").read_bytes() == shown(node_row(curl, "test"))
+        assert (mount.path / "_catalog/nodes/test").read_bytes() == text_of(node_row(curl, "test"))
         assert "Traceback" not in mount.log_text()

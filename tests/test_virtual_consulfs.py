@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from support.catalog import clear_catalog
+from support.catalog import clear_catalog, put_check, put_node
 from support.errors import errno_of
 from support.mount import COMMAND, Mount
 from support.program import EX, UN, Programs
@@ -266,15 +266,8 @@ def test_no_label_names_anything(mnt, agent, curl):
     keys = [f"{secret}", f"{secret}/%2F {secret}", f"v1/txn/{secret}", f"v1/{secret}/v1/{secret}", f"_dc/{secret}"]
     for key in keys:
         curl.put(key, secret.encode())
-    node = {"Node": secret, "Address": "127.0.0.9", "Service": {"ID": f"{secret}/id", "Service": secret}}
-    check = {
-        "Node": secret,
-        "CheckID": f"{secret}:c",
-        "Name": secret,
-        "Status": "critical",
-        "ServiceID": f"{secret}/id",
-    }
-    assert curl("PUT", "catalog/register", json.dumps({**node, "Check": check}).encode())[0] == 200
+    put_node(curl, secret, Service={"ID": f"{secret}/id", "Service": secret})
+    put_check(curl, secret, f"{secret}:c", "critical", ServiceID=f"{secret}/id")
     session = make_session(curl, Name=secret)
     try:
         mnt.sh("grep -r . . ; for tree in _agent _catalog _health _session _query _config; do grep -r . $tree; done")

@@ -18,9 +18,12 @@ from pathlib import Path
 import pytest
 from support.acl import MASTER, make_policy
 from support.agent import Agent
+from support.catalog import put, put_all, remove_node
 from support.curl import Curl
 from support.mount import Mount
+from support.polling import polled
 from support.proxy import After, Once, Proxy, fewest
+from support.registry import text_of
 from support.waiting import until
 
 BIG, NODES, SMALL = 5000, 50, 20
@@ -30,13 +33,6 @@ SERVICES = SMALL + 2
 
 STALE = 2.0
 """Seconds after which everything is asked for again: an answer's second, and what is pinned at its end."""
-
-
-def register(curl, *operations):
-    """Enter nodes, services and checks: as many in a transaction as Consul 1.8 takes."""
-    for start in range(0, len(operations), 64):
-        status, text = curl("PUT", "txn", json.dumps(operations[start : start + 64]).encode())
-        assert status == 200, text
 
 
 def node(name):
@@ -64,11 +60,11 @@ def agent():
     """5,000 instances of a service on 50 nodes, each with a check, and 20 other services with 3 instances."""
     with Agent() as agent:
         curl = Curl(agent.url)
-        register(curl, *(node(f"n{number}") for number in range(NODES)))
-        register(curl, *(service(f"n{number % NODES}", "big", number, number) for number in range(BIG)))
-        register(curl, *(check(f"n{number % NODES}", "big", number) for number in range(BIG)))
+        put_all(curl, *(node(f"n{number}") for number in range(NODES)))
+        put_all(curl, *(service(f"n{number % NODES}", "big", number, number) for number in range(BIG)))
+        put_all(curl, *(check(f"n{number % NODES}", "big", number) for number in range(BIG)))
         small = [(f"s{number}", instance) for number in range(SMALL) for instance in range(3)]
-        register(curl, *(service(f"n{instance}", name, instance, 80) for name, instance in small))
+        put_all(curl, *(service(f"n{instance}", name, instance, 80) for name, instance in small))
         until(lambda: len(curl.json("catalog/services")) == SERVICES)
         yield agent
 
@@ -80,10 +76,6 @@ def asked(count, part):
 
 def name_of(row, identity="ServiceID"):
     return f"{row['Node']}:{row[identity]}"
-
-
-def text_of(row):
-    return json.dumps(row, indent=2).encode() + b"\n"
 
 
 # -- a walk ------------------------------------------------------------------------------------------------------
@@ -243,31 +235,6 @@ def in_a_loop(mount, script):
         thread.join(60)
 
 
-@contextmanager
-def polled(path):
-    """Look at a path all the time, meanwhile."""
-    stop = threading.Event()
-
-    def run():
-        while not stop.is_set():
-            try:
-                if path.is_file():
-                    path.read_bytes()
-                else:
-                    os.listdir(path)
-            except OSError:
-                pass
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(60)
-
-
 def test_polling_does_not_keep_an_answer_alive(counted, proxy, curl):
     path = counted.path / "_health/critical"
     leaf = counted.path / "_catalog/services/s1/n0:s1-0"
@@ -280,7 +247,7 @@ def test_polling_does_not_keep_an_answer_alive(counted, proxy, curl):
 
 
 def change_port(curl, number, port):
-    register(curl, service(f"n{number % NODES}", "big", number, port))
+    put_all(curl, service(f"n{number % NODES}", "big", number, port))
     until(lambda: [row["ServicePort"] for row in instance(curl, number)] == [port])
 
 
@@ -325,12 +292,12 @@ for name in names:
 
 
 def test_a_directory_that_is_polled_goes_with_what_it_stands_for(mnt, curl):
-    register(curl, service("n1", "passing-by", 0, 80))
+    put_all(curl, service("n1", "passing-by", 0, 80))
     path = mnt.path / "_catalog/services/passing-by"
     until(path.is_dir)
     with polled(path):
         time.sleep(1)
-        assert curl("PUT", "catalog/deregister", b'{"Node": "n1", "ServiceID": "passing-by-0"}')[0] == 200
+        remove_node(curl, "n1", ServiceID="passing-by-0")
         until(lambda: "passing-by" not in curl.json("catalog/services"))
         time.sleep(2)
         assert not path.exists()
@@ -344,7 +311,7 @@ def test_an_answer_is_as_old_as_its_question(counted, proxy, curl):
     proxy.fault = fault = Once(lambda seen: "catalog/service/s2" in seen.path, After(0.9))
     with polled(path):
         until(lambda: fault.done and asked(proxy, "catalog/service/s2")[-1].landed.is_set())
-        register(curl, service("n0", "s2", 0, 81))
+        put_all(curl, service("n0", "s2", 0, 81))
         until(lambda: 81 in [row["ServicePort"] for row in curl.json("catalog/service/s2")])
         time.sleep(2)
         assert json.loads(counted.ok(f"cat {path}"))["ServicePort"] == 81
@@ -419,7 +386,7 @@ def test_a_policy_is_read_again_when_it_has_changed(guarded, admin, manager):
     assert asked(count, "/v1/acl/policy/") == []
     rules = 'key "other" { policy = "write" }'
     body = {"ID": made[2], "Name": names[made[2]], "Rules": rules}
-    assert admin("PUT", f"acl/policy/{made[2]}", json.dumps(body).encode())[0] == 200
+    put(admin, f"acl/policy/{made[2]}", body)
     until(lambda: admin.json(f"acl/policy/{made[2]}")["Rules"] == rules)
     time.sleep(2)
     with proxy.counting() as count:
@@ -435,7 +402,7 @@ def test_programs_that_read_a_policy_at_once_ask_once(guarded, admin, manager):
     made = make_policy(admin, 'key "k" { policy = "read" }')["ID"]
     name = admin.json(f"acl/policy/{made}")["Name"]
     mount.ok(f"cat _acl/policies/{name}")  # a name that the kernel knows is looked up by all at once
-    assert admin("PUT", f"acl/policy/{made}", json.dumps({"ID": made, "Name": name}).encode())[0] == 200
+    put(admin, f"acl/policy/{made}", {"ID": made, "Name": name})
     time.sleep(STALE)
     proxy.fault = lambda seen: 2.0  # so that the last one looks before the first has its answer
     with proxy.counting() as count:

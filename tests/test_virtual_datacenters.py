@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from support.catalog import put, put_node, remove_node
 from support.curl import Curl
 from support.datacenters import datacenters, knows_both
 from support.errors import errno_of
@@ -69,11 +70,11 @@ def registered(there):
     for name, state in states.items():
         check = {"CheckID": f"alive/{name}", "TTL": "1h", "Status": state}
         body = {"Name": name, "ID": f"{name}1", "Tags": [name], "Port": 80, "Check": check}
-        assert there("PUT", "agent/service/register", json.dumps(body).encode())[0] == 200
+        put(there, "agent/service/register", body)
     until(lambda: states.keys() <= there.json("catalog/services").keys())
     yield
     for name in states:
-        assert there("PUT", f"agent/service/deregister/{name}1")[0] == 200
+        put(there, f"agent/service/deregister/{name}1")
     until(lambda: set(there.json("catalog/services")) == {"consul"})
 
 
@@ -474,8 +475,7 @@ def test_where_another_datacenter_is_mounted_a_lock_needs_a_node_of_the_agents_n
         [line] = mount.log_text().splitlines()
         assert "no node of the agent's name: PUT /v1/session/create: 500" in line
         assert errno_of(os.setxattr, mount.path / "f", EPHEMERAL, b"1") == errno.ENOLCK
-        body = json.dumps({"Node": "near", "Address": "127.0.0.1", "SkipNodeUpdate": True}).encode()
-        assert there("PUT", "catalog/register", body)[0] == 200
+        put_node(there, "near", Address="127.0.0.1")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             [session] = sessions(there, mount)
@@ -485,7 +485,7 @@ def test_where_another_datacenter_is_mounted_a_lock_needs_a_node_of_the_agents_n
             fcntl.flock(file, fcntl.LOCK_UN)
             other.ok("flock -n f true")
         finally:
-            there("PUT", "catalog/deregister", b'{"Node": "near"}')
+            remove_node(there, "near")
 
 
 def test_the_agents_own_datacenter_by_its_name_has_locks(agent, curl, there):

@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 import pytest
 from support.agent import Agent
+from support.catalog import put, put_node, remove_node
 from support.curl import Curl
 from support.errors import errno_of
 from support.mount import Mount
 from support.proxy import Proxy
-from support.registry import put, put_intention, put_node, remove_node, shown
+from support.registry import put_intention, shown
 
 LONG = "l" * 299
 
@@ -326,7 +327,7 @@ def test_a_name_that_the_server_refuses_in_a_url_is_asked_for_otherwise(agent, c
                 assert in_order(files) == in_order(rows), tree
     finally:
         remove_node(curl, "bare")
-        put(curl, "catalog/deregister", {"Node": PLAIN, "CheckID": "z of the node"})
+        remove_node(curl, PLAIN, CheckID="z of the node")
 
 
 def in_order(rows):

@@ -9,7 +9,8 @@ import time
 
 import pytest
 from support.agent import Agent
-from support.checks import are_critical, make_ttl_check, put, remove_node, turn_check, write_node
+from support.catalog import put, remove_node, write_node
+from support.checks import are_critical, make_ttl_check, turn_check
 from support.curl import Curl
 from support.mount import LIMIT, Mount
 from support.sessions import make_session

@@ -1,25 +1,9 @@
-"""What a test changes in Consul to see it change in a virtual tree."""
+"""TTL checks of the agent's own, which fail and pass as they are told."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
+from support.catalog import put
 from support.curl import Curl
-
-
-def put(curl: Curl, path: str, body: dict[str, Any]) -> None:
-    status, text = curl("PUT", path, json.dumps(body).encode())
-    assert status == 200, text
-
-
-def write_node(curl: Curl, name: str, text: str, **more: Any) -> None:
-    """A node of the catalog that no agent keeps: it says what it is told."""
-    put(curl, "catalog/register", {"Node": name, "Address": "192.0.2.1", "NodeMeta": {"text": text}, **more})
-
-
-def remove_node(curl: Curl, name: str) -> None:
-    put(curl, "catalog/deregister", {"Node": name})
 
 
 def make_ttl_check(curl: Curl, check: str) -> None:
@@ -28,12 +12,12 @@ def make_ttl_check(curl: Curl, check: str) -> None:
 
 
 def remove_check(curl: Curl, check: str) -> None:
-    assert curl("PUT", f"agent/check/deregister/{check}")[0] == 200
+    put(curl, f"agent/check/deregister/{check}")
 
 
 def turn_check(curl: Curl, check: str, state: str) -> None:
     """Have a TTL check "pass" or "fail"."""
-    assert curl("PUT", f"agent/check/{state}/{check}")[0] == 200
+    put(curl, f"agent/check/{state}/{check}")
 
 
 def are_critical(curl: Curl) -> set[str]:

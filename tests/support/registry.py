@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
+from support.catalog import put, put_check, put_node
 from support.curl import Curl
 from support.waiting import place_nodes, until
 
@@ -39,32 +40,12 @@ class Leaf:
 # -- filling ---------------------------------------------------------------------------------------------------
 
 
-def put(curl: Curl, path: str, body: object = None, method: str = "PUT") -> Any:
-    """A write that must work; what it answers."""
-    status, text = curl(method, path, None if body is None else json.dumps(body).encode())
-    assert status == 200, (path, body, text)
-    return json.loads(text) if text.strip() else None
-
-
 def put_instance(curl: Curl, node: str, service: str, status: str = "passing", **more: object) -> None:
     """An instance with a check of its own, on a node that need not be there yet."""
     instance = {"ID": f"{service}-{node}", "Service": service, "Tags": ["blue", "grün"], "Port": 8080, **more}
     check = {"Node": node, "CheckID": f"service:{instance['ID']}", "Name": "alive", "ServiceID": instance["ID"]}
     check.update(Status=status, Output="all is as it is\nand has been\n", Notes='<&> "quoted"')
     put_node(curl, node, Service=instance, Checks=[check])
-
-
-def put_node(curl: Curl, node: str, **more: object) -> None:
-    body = {"Node": node, "Address": "192.0.2.7", "NodeMeta": {"rack": "7"}, "SkipNodeUpdate": True, **more}
-    put(curl, "catalog/register", body)
-
-
-def remove_node(curl: Curl, node: str) -> None:
-    put(curl, "catalog/deregister", {"Node": node})
-
-
-def put_node_check(curl: Curl, node: str, check: str, status: str) -> None:
-    put_node(curl, node, Check={"Node": node, "CheckID": check, "Name": check, "Status": status})
 
 
 def fill(curl: Curl) -> None:
@@ -76,7 +57,7 @@ def fill(curl: Curl) -> None:
     for number in range(16, 20):
         put_agent_services(curl, f"service-{number}")
     for node, status in (("db-1", "critical"), ("web-1", "passing"), ("test", "warning")):
-        put_node_check(curl, node, "disk/root", status)
+        put_check(curl, node, "disk/root", status)
     put_agent_check(curl, "ttl:node", "warning")
     put_the_rest(curl)
     until(lambda: "service-19" in curl.json("catalog/services"))
@@ -121,7 +102,7 @@ def put_intention(curl: Curl, source: str, destination: str, action: str) -> Non
     put(curl, "connect/intentions", body, "POST")
 
 
-# -- names -----------------------------------------------------------------------------------------------------
+# -- names and texts ---------------------------------------------------------------------------------------------
 
 
 WHOLE = {"": "%empty", ".": "%2E", "..": "%2E%2E", "%empty": "%25empty", "%2E": "%252E", "%2E%2E": "%252E%2E"}
@@ -141,6 +122,14 @@ def shown(*parts: str, separator: str = ":") -> str:
 
 def _deepened(part: str) -> str:
     return re.sub("%((25)*(2F|3A))", r"%25\1", part)
+
+
+def text_of(value: Value) -> bytes:
+    """The content of a leaf: plain text for what is scalar, else indented JSON."""
+    scalars = value if isinstance(value, list) else [value]
+    if any(isinstance(each, (dict, list)) for each in scalars):
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return "".join(f"{each}\n" for each in scalars).encode()
 
 
 # -- what is to be there ---------------------------------------------------------------------------------------
