@@ -158,7 +158,7 @@ def test_policies_are_as_consul_gives_each_with_its_rules(root, cluster):
     }
     assert files(root.path / "_acl/policies") == wanted
     assert json.loads(wanted["Ops-1_x"])["Rules"] == KEYS_ONLY
-    assert '"ü"' in wanted["Ops-1_x"]
+    assert '"ü"' in wanted["Ops-1_x"].decode()
 
 
 def test_a_policy_that_changes_is_read_anew(root, cluster):
