@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from consulfs import names, options
 from consulfs.metrics import kind_of
 from consulfs.names import NAME_MAX
+from consulfs.tree.virtual.answers import Answer
 from consulfs.tree.virtual.asks import without
 from consulfs.tree.virtual.naming import file_name
 from consulfs.tree.virtual.parts import by, column
@@ -120,6 +122,7 @@ def test_plain_names_are_themselves(parts):
         (("a\0b",), "a%00b"),
         (("größe", "日本"), "größe:日本"),
         (("new\nline", " "), "new\nline: "),
+        (("half\ud800", "a"), "half?:a"),
     ],
 )
 def test_the_names_of_some_parts(parts, name):
@@ -145,8 +148,7 @@ def test_rows_and_groups_are_named_by_fields():
     assert by("Node", "Port")(row) == "n%3A1:80"
     assert by("Node", "Port", separator=".")(row) == "n%3A1.80"
     assert column("Node")([row, {"Node": "../x"}]) == ["n:1", "../x"]
-    with pytest.raises(KeyError):
-        by("Name")(row)
+    assert by("Name")(row) == "%empty", "an odd row does not take its directory with it"
 
 
 # -- text --------------------------------------------------------------------------------------------------------
@@ -276,6 +278,18 @@ def test_a_listing_is_not_changed_by_its_scan():
     Scan(shown, 0.0).take("n1", 0.0)
     Scan(shown, 0.0).take("n1", 99.0)
     assert shown == NAMES
+
+
+# -- answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("took", [0.0, 0.3, 0.6, 1.5, 30.0])
+def test_an_answer_counts_from_its_question_or_for_twice_its_time(took):
+    before = time.monotonic()
+    answer = Answer([], before - took)
+    late = time.monotonic() - before
+    wanted = before + max(1.0 - took, min(4.0, 2 * took))
+    assert wanted - 1e-6 <= answer.until <= wanted + 3 * late + 1e-6
 
 
 # -- what is left out --------------------------------------------------------------------------------------------
