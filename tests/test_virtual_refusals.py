@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from support.catalog import clear_catalog
+from support.catalog import clear_catalog, put_node, remove_node
 from support.errors import errno_of
 from support.mount import COMMAND, Mount
 from support.waiting import until
@@ -18,14 +18,7 @@ FEW = "timeout=3"
 @pytest.fixture
 def registered(curl):
     """Registers what is given, and takes it away at the end."""
-
-    def register(node, **body):
-        status, text = curl(
-            "PUT", "catalog/register", json.dumps({"Node": node, "Address": "10.0.0.9", **body}).encode()
-        )
-        assert status == 200, text
-
-    yield register
+    yield lambda node, **more: put_node(curl, node, **more)
     clear_catalog(curl)
 
 
@@ -205,7 +198,7 @@ def test_a_listing_of_many_in_a_container_is_nobodys(agent, registered, curl):
     # --kill-child: the mount ends with unshare(1).
     with Mount(agent.address, FEW, ("unshare", "-p", "-f", "--kill-child", COMMAND)) as mount:
         names = sorted(os.listdir(mount.path / "_health/any"))
-        curl("PUT", "catalog/deregister", json.dumps({"Node": "n", "CheckID": "c149"}).encode())
+        remove_node(curl, "n", CheckID="c149")
         for name in names[:100]:
             (mount.path / "_health/any" / name).stat()
             time.sleep(0.02)

@@ -109,10 +109,13 @@ class Mount:
         """What it has said of locks and ephemeral files that it lost."""
         return [line for line in self.log_text().splitlines() if "was lost" in line]
 
-    def sh(self, script: str, **kwargs: object) -> subprocess.CompletedProcess:
-        """Run a script by bash in the mount; its output as text."""
+    def sh(self, script: str, limit: float = LIMIT, **kwargs: object) -> subprocess.CompletedProcess:
+        """Run a script by bash in the mount; its output as text.
+
+        :param limit: seconds after which it has hung
+        """
         return subprocess.run(
-            ["bash", "-c", script], cwd=self.path, capture_output=True, text=True, timeout=LIMIT, **kwargs
+            ["bash", "-c", script], cwd=self.path, capture_output=True, text=True, timeout=limit, **kwargs
         )
 
     def ok(self, script: str, **kwargs: object) -> str:
