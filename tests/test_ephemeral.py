@@ -3,12 +3,12 @@
 import errno
 import os
 import signal
-import threading
 from contextlib import contextmanager
 
 import pytest
 from support.errors import errno_of
 from support.mount import SOON_LOST, Mount
+from support.polling import meanwhile
 from support.program import EX, NB, UN, Programs
 from support.proxy import Late, Once
 from support.sessions import acquire, destroy_session, holder, sessions, stored
@@ -207,20 +207,14 @@ def test_an_admin_destroys_the_session(agent, curl):
 @contextmanager
 def contending(curl, contender):
     """Somebody tries to take the lock all the time, and never gets it."""
-    stop, taken = threading.Event(), []
+    taken = []
 
     def contend():
-        while not (stop.is_set() or taken):
-            if acquire(curl, "f", contender):
-                taken.append(stored(curl, "f"))
+        if acquire(curl, "f", contender):
+            taken.append(stored(curl, "f"))
 
-    thread = threading.Thread(target=contend)
-    thread.start()
-    try:
+    with meanwhile(contend):
         yield
-    finally:
-        stop.set()
-        thread.join(60)
     assert taken == []
 
 

@@ -10,9 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from support.agent import Agent
 from support.catalog import put, put_all, remove_node
 from support.curl import Curl
 from support.mount import Mount
-from support.polling import polled
+from support.polling import meanwhile, polled
 from support.proxy import Once, Proxy, fewest
 from support.registry import text_of
 from support.waiting import until
@@ -232,24 +230,6 @@ def test_many_looks_within_a_second_ask_once(counted, proxy, curl):
 # -- what is new -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def in_a_loop(mount, script):
-    """Run a script in the mount over and over, meanwhile."""
-    stop = threading.Event()
-
-    def run():
-        while not stop.is_set():
-            mount.ok(script)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(60)
-
-
 def test_polling_does_not_keep_an_answer_alive(counted, proxy, curl):
     path = counted.path / "_health/critical"
     leaf = counted.path / "_catalog/services/s1/n0:s1-0"
@@ -270,12 +250,12 @@ def instance(curl, number):
     return [row for row in curl.json("catalog/service/big") if row["ServiceID"] == f"big-{number}"]
 
 
-@pytest.mark.parametrize("meanwhile", ["true", "ls -l _catalog/services/many", "ls _catalog/services/big"])
-def test_a_polled_name_among_5000_is_renewed(mnt, curl, meanwhile):
+@pytest.mark.parametrize("script", ["true", "ls -l _catalog/services/many", "ls _catalog/services/big"])
+def test_a_polled_name_among_5000_is_renewed(mnt, curl, script):
     """However long Consul takes for them, which counts for more than two seconds where it is slow."""
     path = mnt.path / "_catalog/services/big/n7:big-7"
     mnt.ok("ls _catalog/services/big >/dev/null")
-    with polled(path), in_a_loop(mnt, meanwhile):
+    with polled(path), meanwhile(lambda: mnt.ok(script)):
         for port in (10001, 10002):
             change_port(curl, 7, port)
             until(lambda port=port: json.loads(path.read_bytes())["ServicePort"] == port)

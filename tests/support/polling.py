@@ -1,8 +1,9 @@
-"""A program that looks at the same paths again and again."""
+"""What is done again and again, while a test does something else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,3 +36,26 @@ def polled(*paths: Path) -> Iterator[None]:
         child.hear()
         yield
         assert child.process.poll() is None
+
+
+@contextmanager
+def meanwhile(action: Callable[[], object]) -> Iterator[None]:
+    """A thread does something over and over. What it raises, the test does."""
+    stop, failures = threading.Event(), []
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                action()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+    if failures:
+        raise failures[0]
