@@ -121,8 +121,10 @@ def test_a_cron_job_that_failed_is_run_again_and_so_is_yesterdays(two, run, curl
 
 
 def service(name, log):
-    """A service that says when it begins and ends."""
-    script = f'echo up {name} >> {log}; trap "echo down {name} >> {log}; exit" TERM; while :; do sleep 0.1; done'
+    """A service that says when it begins, and once when it ends, however often it is told to."""
+    script = (
+        f'echo up {name} >> {log}; trap exit TERM; trap "echo down {name} >> {log}" EXIT; while :; do sleep 0.1; done'
+    )
     return "sh", "-c", script
 
 
