@@ -155,12 +155,14 @@ class Proxy:
         self.server = Server(("127.0.0.1", 0), Handler)
         self.address = f"127.0.0.1:{self.server.server_port}"
         self.local = threading.local()
+        self.has_ended = False
 
     def __enter__(self) -> Proxy:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.has_ended = True
         self.server.shutdown()
         self.server.server_close()
 
@@ -172,7 +174,7 @@ class Proxy:
         fault = self.fault(seen)
         if isinstance(fault, (int, float)):
             time.sleep(fault)
-        if fault == "drop":
+        if fault == "drop" or self.has_ended:  # what was held back until then must not come into the next test's store
             return self.hang_up(request)
         if isinstance(fault, tuple):
             status, headers, text = fault[0], [], fault[1]
