@@ -67,35 +67,24 @@ class Assembly:
         self._owner = Owner(uid, gid, options["umask"])
 
     def filesystem(self) -> Filesystem:
-        options = self._options
-        own = options["dc"] or self._backend.datacenter
-        has_locks = options["locks"] != "off"
-        home = self._datacenter(self._backend, own, options["ro"], has_locks, has_sessions=True)
+        home = self._datacenter(self._backend, self._options["dc"] or self._backend.datacenter)
         self._count()
-        return Filesystem(home, self._visit, self._patience, self._metrics, options["locks"])
+        return Filesystem(home, self._visit, self._patience, self._metrics, self._options["locks"])
 
     def _visit(self, name: str) -> Datacenter:
-        """The branches of another datacenter, which can be written only where that was asked for.
-
-        There are no locks: a session belongs to a node of its datacenter, and this mount's agent is none.
-        """
+        """The branches of another datacenter."""
         backend = Backend(self._client(name), self._patience)
         backend.as_known(self._backend)
-        read_only = self._options["ro"] or not self._options["dc_write"]
-        return self._datacenter(backend, name, read_only, has_locks=False, has_sessions=False, space=name)
+        return self._datacenter(backend, name, space=name)
 
-    def _datacenter(
-        self,
-        backend: Backend,
-        name: Optional[str],
-        read_only: bool,
-        has_locks: bool,
-        has_sessions: bool,
-        space: str = "",
-    ) -> Datacenter:
+    def _datacenter(self, backend: Backend, name: Optional[str], space: str = "") -> Datacenter:
+        """
+        :param space: "" for the mount's own, else the name: what tells the other datacenters apart
+        """
+        read_only = self._options["ro"] or bool(space and not self._options["dc_write"])
         virtual = None if self._mode == "off" else self._virtual(backend, name, space)
         reserved = NAMES if virtual else frozenset()
-        keys = self._keys(backend, reserved, read_only, has_locks, has_sessions, space)
+        keys = self._keys(backend, reserved, read_only, space)
         return Datacenter(keys, virtual, reserved, self._mode == "visible", read_only)
 
     def _virtual(self, backend: Backend, name: Optional[str], space: str) -> VirtualBranch:
@@ -111,15 +100,7 @@ class Assembly:
         tree = VirtualTree(endpoints, facts, answers, binding.caller)
         return VirtualBranch(tree, Times(), Inodes(f"{space}\0virtual"), self._owner, binding.caller)
 
-    def _keys(
-        self,
-        backend: Backend,
-        reserved: frozenset[str],
-        read_only: bool,
-        has_locks: bool,
-        has_sessions: bool,
-        space: str,
-    ) -> KVBranch:
+    def _keys(self, backend: Backend, reserved: frozenset[str], read_only: bool, space: str) -> KVBranch:
         patience, options = self._patience, self._options
         times, inodes, flags = Times(), Inodes(space), FlagMemory()
         cache = self._caches[f"keys {space}".rstrip()] = Cache(options["cache_size"])
@@ -140,6 +121,8 @@ class Assembly:
         self._files.append(files)
         self._posts.append(posts)
         at_close = options["exclusive"] == "close"
+        # A session belongs to a node of its datacenter, and this mount's agent is none of another.
+        has_sessions = not space
         return KVBranch(
             tree,
             files,
@@ -151,7 +134,7 @@ class Assembly:
             self._owner,
             read_only,
             at_close,
-            has_locks,
+            has_sessions and options["locks"] != "off",
             has_sessions,
         )
 

@@ -169,6 +169,14 @@ def rename(old, new, flags=0):
         raise OSError(code, os.strerror(code))
 
 
+def with_keys(curl, kind):
+    """The store, with a key and a folder at the root of what is mounted."""
+    below = "app/" if kind == "prefix" else ""
+    curl.put(f"{below}key", b"text")
+    curl.put(f"{below}folder/key", b"text")
+    return curl.tree()
+
+
 @pytest.mark.parametrize("flags", [0, NOREPLACE])
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -182,10 +190,7 @@ def rename(old, new, flags=0):
     ],
 )
 def test_nothing_is_moved_in_or_out_or_within(closed, curl, kind, old, new, flags):
-    below = "app/" if kind == "prefix" else ""
-    curl.put(f"{below}key", b"text")
-    curl.put(f"{below}folder/key", b"text")
-    before = curl.tree()
+    before = with_keys(curl, kind)
     assert errno_of(rename, closed / old, closed / new, flags) == errno.EROFS
     assert curl.tree() == before
 
@@ -207,10 +212,7 @@ def test_nothing_is_moved_in_or_out_or_within(closed, curl, kind, old, new, flag
     ],
 )
 def test_nothing_is_replaced_or_exchanged(closed, curl, kind, old, new, flags):
-    below = "app/" if kind == "prefix" else ""
-    curl.put(f"{below}key", b"text")
-    curl.put(f"{below}folder/key", b"text")
-    before = curl.tree()
+    before = with_keys(curl, kind)
     assert errno_of(rename, closed / old, closed / new, flags) == errno.EROFS
     assert errno_of(rename, closed / old, closed / new, NOREPLACE) in (errno.EEXIST, errno.EROFS)
     assert curl.tree() == before

@@ -48,7 +48,8 @@ class Opened(NamedTuple):
     direct: bool = False
 
 
-def _refuse() -> NoReturn:
+def refuse_change() -> NoReturn:
+    """What can only be read is not changed."""
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
@@ -64,32 +65,32 @@ class Branch:
         """The (name, type bits, inode) of what a directory holds."""
         raise NotImplementedError
 
-    def chmod(self, path: Optional[str]) -> None:
-        _refuse()
+    def chmod(self, path: str) -> None:
+        refuse_change()
 
     def utimens(self, path: Optional[str], fh: Optional[int], mtime: Optional[int]) -> None:
         """Set the time of modification.
 
         :param mtime: nanoseconds, `NOW`, or None to leave it
         """
-        _refuse()
+        refuse_change()
 
     # -- making and removing ---------------------------------------------------------------------------------
 
     def mkdir(self, path: str) -> None:
-        _refuse()
+        refuse_change()
 
     def rmdir(self, path: str) -> None:
-        _refuse()
+        refuse_change()
 
     def unlink(self, path: str) -> None:
-        _refuse()
+        refuse_change()
 
     def rename(self, old: str, new: str, flags: int) -> None:
-        _refuse()
+        refuse_change()
 
     def mknod(self, path: str, mode: int, pid: int) -> None:
-        _refuse()
+        refuse_change()
 
     # -- open files ------------------------------------------------------------------------------------------
 
@@ -97,16 +98,16 @@ class Branch:
         raise NotImplementedError
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
-        _refuse()
+        refuse_change()
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
         raise NotImplementedError
 
     def write(self, fh: int, data: bytes, offset: int, append: bool) -> int:
-        _refuse()
+        refuse_change()
 
     def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
-        _refuse()
+        refuse_change()
 
     def flush(self, fh: int, pid: int) -> None:
         """A descriptor is closed: there is nothing to store."""
@@ -166,7 +167,7 @@ class Branch:
         return []
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, pid: int) -> None:
-        _refuse()
+        refuse_change()
 
     def removexattr(self, path: str, name: str, pid: int) -> None:
-        _refuse()
+        refuse_change()

@@ -76,11 +76,10 @@ class KVBranch(Branch):
             shown.append((self._tree.name_of(spot), kind, inode))
         return shown
 
-    def chmod(self, path: Optional[str]) -> None:
+    def chmod(self, path: str) -> None:
         """Consul stores no modes and owners. Accepted, so that cp -a, tar and git go on; nothing changes."""
         self._check_writable()
-        if path is not None:
-            self._tree.existing(path)
+        self._tree.existing(path)
 
     def utimens(self, path: Optional[str], fh: Optional[int], mtime: Optional[int]) -> None:
         """Remember a time of modification for the life of this mount.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 from consulfs.consulate import ConsulateException
 from consulfs.errors import OutOfTime, Unlogged
-from consulfs.filesystem.branch import Attributes, Branch, Opened
+from consulfs.filesystem.branch import Attributes, Branch, Opened, refuse_change
 from consulfs.metrics import Metrics
 from consulfs.store.locktable import Claim
 from consulfs.store.patience import Patience
@@ -151,7 +150,7 @@ class Filesystem:
             return
         # After EXDEV mv(1) copies, and removes what it has copied: where it could not do both, it must not begin.
         if source is not here.keys or target is not there.keys or here.is_read_only or there.is_read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            refuse_change()
         if "/" in (old, new):
             raise OSError(errno.EBUSY, "the root of a datacenter")
         raise Unlogged(errno.EXDEV, "the new name is in another datacenter")

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 from cachetools import LRUCache
 
 from consulfs.consulate import Forbidden
-from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner
+from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner, refuse_change
 from consulfs.processes import process_of
 from consulfs.store.inodes import Inodes
 from consulfs.store.times import Times
@@ -95,7 +95,7 @@ class VirtualBranch(Branch):
     def open(self, path: str, flags: int, pid: int) -> Opened:
         found = self._tree.look(path)
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            refuse_change()
         if isinstance(found, Directory):
             raise OSError(errno.EISDIR, "is a directory")
         number, content = next(self._numbers), found.content

@@ -106,7 +106,8 @@ class Answers:
             return found
         with self._lock:
             failed = self._failed.get(key)
-            flight = self._flights.setdefault(key, _Flight())
+            if failed is None:
+                flight = self._flights.setdefault(key, _Flight())
         if failed is not None:
             _raise(failed)
         with self.turn(f"{id(ask)} {groups!r}"):

@@ -12,15 +12,13 @@ from typing import Optional
 from cachetools import LRUCache
 
 from consulfs.consulate.api.base import Row
+from consulfs.store.cache import ENTRY_COST
 from consulfs.tree.virtual.answers import Answers
 from consulfs.tree.virtual.parts import Ask
 from consulfs.tree.virtual.text import render_rows
 
 SIZE = 16 << 20
 """Bytes that are kept."""
-
-ENTRY_COST = 300
-"""Bytes counted for a file besides its content."""
 
 
 class Details:

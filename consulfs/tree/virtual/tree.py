@@ -37,7 +37,7 @@ class Directory:
 
     :ivar path: "" for the root
     :ivar groups: the raw names of the groups that lead to it
-    :ivar listed, live: as of a document
+    :ivar listed: as of a document
     """
 
     path: str
@@ -45,7 +45,6 @@ class Directory:
     groups: tuple[str, ...]
     private: bool
     listed: bool = False
-    live: bool = False
 
 
 class Document:
@@ -154,7 +153,7 @@ class VirtualTree:
         if pinned is not None:
             return pinned
         found = self._child(directory, name, path)
-        if found.live:
+        if isinstance(found, Document) and found.live:
             return found
         with self._lock:
             return self._pins.setdefault((caller if found.listed else EVERYBODY, path), found)
