@@ -63,9 +63,14 @@ _fuse.fuse_interrupted.restype = ctypes.c_int
 _fuse.fuse_get_session.restype = ctypes.c_void_p
 _fuse.fuse_get_session.argtypes = [ctypes.c_void_p]
 _fuse.fuse_session_exited.argtypes = [ctypes.c_void_p]
+_fuse.fuse_invalidate_path.restype = ctypes.c_int
+_fuse.fuse_invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
 _loop: Optional[int] = None
 """libfuse's session, from `init` on; there is one a process."""
+
+_mount: Optional[int] = None
+"""libfuse's mount, from `init` on."""
 
 _thread = threading.local()
 
@@ -102,6 +107,17 @@ def interrupted(heed: Heed) -> bool:
 def caller() -> int:
     """The thread of a program that this thread's operation is for; 0 where it serves none."""
     return _pid() if getattr(_thread, "in_request", False) else 0
+
+
+def invalidate(path: str) -> None:
+    """Have the kernel forget the attributes and the pages of a file, and the attributes of a directory.
+
+    It waits for the READs and WRITEs of that file that are under way: no operation, and no thread that one waits for,
+    may call it. What the kernel does not know is no error, nor a mount that has ended.
+    """
+    mount = _mount
+    if mount is not None:
+        _fuse.fuse_invalidate_path(mount, path.encode("utf-8", "surrogateescape"))
 
 
 def require_libfuse3() -> None:
@@ -209,13 +225,16 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
         settings.nullpath_ok = 1  # an unlinked open file has no path any more
         settings.hard_remove = 1  # no .fuse_hidden keys
         settings.use_ino = 1
-        # Nothing is kept by the kernel: what it kept could not be taken back when another host changes it.
-        settings.entry_timeout = settings.attr_timeout = settings.negative_timeout = 0.0
-        global _loop
-        _loop = _fuse.fuse_get_session(_fuse.fuse_get_context().contents.fuse)
+        settings.entry_timeout = settings.attr_timeout = self._fs.attr_timeout
+        settings.negative_timeout = 0.0  # a name that another host makes is there at once
+        global _loop, _mount
+        _mount = _fuse.fuse_get_context().contents.fuse
+        _loop = _fuse.fuse_get_session(_mount)
         self._on_ready()
 
     def destroy(self, private_data: Any) -> None:
+        global _mount
+        _mount = None
         self._fs.destroy()
 
     # -- names and attributes --------------------------------------------------------------------------------
@@ -300,11 +319,11 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def open(self, path: bytes, info: Any) -> None:
         fields = info.contents
-        fields.fh, fields.direct_io = self._fs.open(_name(path), fields.flags, _pid())
+        fields.fh, fields.direct_io, fields.keep_cache = self._fs.open(_name(path), fields.flags, _pid())
 
     def create(self, path: bytes, mode: int, info: Any) -> None:
         fields = info.contents
-        fields.fh, fields.direct_io = self._fs.create(_name(path), fields.flags, _pid())
+        fields.fh, fields.direct_io, fields.keep_cache = self._fs.create(_name(path), fields.flags, _pid())
 
     def read(self, path: Optional[bytes], buffer: Any, size: int, offset: int, info: Any) -> int:
         data = self._fs.read(info.contents.fh, size, offset)

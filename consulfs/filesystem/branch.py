@@ -42,10 +42,12 @@ class Opened(NamedTuple):
 
     :ivar number: its handle
     :ivar direct: each handle has a content of its own, so the kernel is to keep no pages of the file
+    :ivar keep: the pages that the kernel has of the file are those of this content
     """
 
     number: int
     direct: bool = False
+    keep: bool = False
 
 
 def refuse_change() -> NoReturn:

@@ -54,6 +54,7 @@ class Filesystem:
     :param home: the datacenter that is mounted
     :param visit: makes the branches of another datacenter; a name comes here only if `home` lists it in `_dc`
     :param lock_mode: "consul", "local" or "off", as the option `locks=`
+    :param attr_timeout: seconds for which the kernel may take names and attributes as told
     :ivar offers_locks: whether the kernel is to ask here for locks; else it keeps them itself, for this mount alone
     """
 
@@ -64,8 +65,10 @@ class Filesystem:
         patience: Patience,
         metrics: Metrics,
         lock_mode: str = "consul",
+        attr_timeout: float = 0.0,
     ) -> None:
         self.offers_locks = lock_mode != "local"
+        self.attr_timeout = attr_timeout
         self._home = home
         self._visit = visit
         self._patience = patience
