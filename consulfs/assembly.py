@@ -10,12 +10,13 @@ from typing import Callable, Optional, Union
 from consulfs import binding
 from consulfs._version import __version__
 from consulfs.consulate import Consul
-from consulfs.filesystem import Datacenter, Filesystem, KVBranch, Owner, VirtualBranch
+from consulfs.filesystem import Datacenter, Filesystem, Kernel, KVBranch, Notices, Others, Owner, Replay, VirtualBranch
 from consulfs.metrics import Metrics
-from consulfs.options import Options, shown
+from consulfs.options import Options, settled, shown
+from consulfs.repeater import Repeater
 from consulfs.source import Source
 from consulfs.store.backend import Backend
-from consulfs.store.cache import Cache
+from consulfs.store.cache import LIFETIME, Cache
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
@@ -28,8 +29,10 @@ from consulfs.store.records import Records
 from consulfs.store.sessionlock import SessionLock
 from consulfs.store.sessions import KeptSession
 from consulfs.store.times import Times
+from consulfs.store.turns import Turns
+from consulfs.store.watches import Watches
 from consulfs.tree.kv import KVTree
-from consulfs.tree.virtual import ENDPOINTS, NAMES, Answers, Facts, VirtualTree
+from consulfs.tree.virtual import DATACENTERS, ENDPOINTS, NAMES, Answers, Facts, VirtualTree
 
 Client = Callable[[Optional[str]], Consul]
 """Gives the client for a datacenter; None stands for the mount's own."""
@@ -39,6 +42,8 @@ class Assembly:
     """Makes one mount's parts.
 
     :param backend: of the mount's own datacenter, introduced
+    :param watching: makes a client with connections of its own, for blocking queries
+    :param repeater: what others did is repeated by it; None where it is not to
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Assembly:
         patience: Patience,
         options: Options,
         metrics: Metrics,
+        watching: Callable[[], Consul],
+        repeater: Optional[Repeater],
     ) -> None:
         self._source = source
         self._mountpoint = mountpoint
@@ -58,7 +65,13 @@ class Assembly:
         self._patience = patience
         self._options = options
         self._metrics = metrics
+        self._watching = watching
+        self._replay: Optional[Replay] = None
         self._mode = options["virtual"] or ("hidden" if source.prefix else "visible")
+        self._settled = settled(options)
+        self._repeater = repeater
+        self._notices = Notices(binding.invalidate)
+        self._watches: list[Watches] = []
         self._caches: dict[str, Union[Cache, Answers]] = {}
         self._files: list[OpenFiles] = []
         self._posts: list[Posts] = []
@@ -69,11 +82,27 @@ class Assembly:
     def filesystem(self) -> Filesystem:
         home = self._datacenter(self._backend, self._options["dc"] or self._backend.datacenter)
         self._count()
-        return Filesystem(home, self._visit, self._patience, self._metrics, self._options["locks"])
+        return Filesystem(
+            home,
+            self._visit,
+            self._patience,
+            self._metrics,
+            self._options["locks"],
+            self._settled["attr_timeout"],
+            self._replay,
+            binding.caller,
+            self._end,
+        )
+
+    def _end(self) -> None:
+        """End what runs beside the operations, those that tell before those who are told."""
+        for watches in self._watches:
+            watches.end()
+        self._notices.end()
 
     def _visit(self, name: str) -> Datacenter:
         """The branches of another datacenter."""
-        backend = Backend(self._client(name), self._patience)
+        backend = Backend(self._client(name), self._patience, self._options["consistency"])
         backend.as_known(self._backend)
         return self._datacenter(backend, name, space=name)
 
@@ -90,7 +119,7 @@ class Assembly:
     def _virtual(self, backend: Backend, name: Optional[str], space: str) -> VirtualBranch:
         about: dict[str, Callable[[], object]] = {
             "version": lambda: f"consulfs {__version__}",
-            "options": lambda: [f"source={self._source}", *shown(self._options, virtual=self._mode)],
+            "options": lambda: [f"source={self._source}", *shown(self._options, virtual=self._mode, **self._settled)],
             "stats": self._metrics.summary,
             "metrics": self._metrics.text,
         }
@@ -98,14 +127,24 @@ class Assembly:
         answers = self._caches[f"virtual {space}".rstrip()] = Answers(backend, self._patience)
         endpoints = tuple(each for each in ENDPOINTS if not (space and each.local))
         tree = VirtualTree(endpoints, facts, answers, binding.caller)
-        return VirtualBranch(tree, Times(), Inodes(f"{space}\0virtual"), self._owner, binding.caller)
+        base = f"/{DATACENTERS}/{space}" if space else ""
+        return VirtualBranch(
+            tree,
+            Times(),
+            Inodes(f"{space}\0virtual"),
+            self._owner,
+            binding.caller,
+            lambda path: self._notices.expire(base + path),
+        )
 
     def _keys(self, backend: Backend, reserved: frozenset[str], read_only: bool, space: str) -> KVBranch:
         patience, options = self._patience, self._options
         times, inodes, flags = Times(), Inodes(space), FlagMemory()
-        cache = self._caches[f"keys {space}".rstrip()] = Cache(options["cache_size"])
+        lifetime = 0.0 if options["cache"] == "off" else LIFETIME
+        cache = self._caches[f"keys {space}".rstrip()] = Cache(options["cache_size"], lifetime)
+        turns = Turns(patience)
         records = Records(backend, cache, times)
-        files = OpenFiles(backend, records, patience, times, inodes, flags)
+        files = OpenFiles(backend, records, patience, turns, times, inodes, flags)
         host, ttl = socket.gethostname(), options["lock_ttl"]
         name = f"consulfs {host}:{self._mountpoint} {secrets.token_hex(4)}"
         abroad = options["dc"] is not None and options["dc"] != backend.datacenter
@@ -123,7 +162,9 @@ class Assembly:
         at_close = options["exclusive"] == "close"
         # A session belongs to a node of its datacenter, and this mount's agent is none of another.
         has_sessions = not space
-        return KVBranch(
+        kernel = Kernel(self._settled["attr_timeout"])
+        others = Others(tree, files, kernel, self._notices, patience)
+        keys = KVBranch(
             tree,
             files,
             locks,
@@ -132,11 +173,21 @@ class Assembly:
             inodes,
             patience,
             self._owner,
+            kernel,
+            others.expire,
             read_only,
             at_close,
             has_sessions and options["locks"] != "off",
             has_sessions,
         )
+        if not space and options["cache"] == "watch":
+            if self._repeater is not None:
+                self._replay = others.replay = Replay(keys, self._repeater)
+            watches = Watches(self._watching, cache, turns, options["consistency"])
+            watches.listen(others)
+            records.use = watches.use
+            self._watches.append(watches)
+        return keys
 
     def _count(self) -> None:
         """Have the metrics ask for what is counted by the parts themselves."""

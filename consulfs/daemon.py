@@ -21,7 +21,8 @@ from consulfs.consulate.settings import Security, token_of
 from consulfs.devagent import DevAgent, NoAgent
 from consulfs.errors import OutOfTime
 from consulfs.metrics import Metrics
-from consulfs.options import Options
+from consulfs.options import Options, settled
+from consulfs.repeater import Repeater
 from consulfs.source import Source
 from consulfs.store.backend import Backend
 from consulfs.store.patience import Patience
@@ -110,14 +111,23 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
             print(f"Consul runs at http://127.0.0.1:{port}", flush=True)
         patience = Patience(options["timeout"], binding.interrupted)
         metrics = Metrics()
-        with closing(connection(source, options, patience, metrics)) as adapter:
+        with (
+            _repeater(mountpoint, options) as repeater,
+            closing(connection(source, options, patience.check, metrics)) as adapter,
+        ):
 
             def client(datacenter: Optional[str]) -> Consul:
                 return Consul(source.host, source.port, datacenter or options["dc"], token, source.scheme, adapter)
 
-            backend = Backend(client(None), patience)
+            def watching() -> Consul:
+                own = connection(source, options, None, metrics)
+                return Consul(source.host, source.port, options["dc"], token, source.scheme, own)
+
+            backend = Backend(client(None), patience, options["consistency"])
             introduce(backend, source, token is not None)
-            filesystem = Assembly(source, mountpoint, client, backend, patience, options, metrics).filesystem()
+            filesystem = Assembly(
+                source, mountpoint, client, backend, patience, options, metrics, watching, repeater
+            ).filesystem()
             try:
                 binding.require_libfuse3()
                 binding.serve(filesystem, mountpoint, mount_options(source, options), ready)
@@ -125,9 +135,22 @@ def serve(source: Source, mountpoint: str, options: Options, token: Optional[str
                 raise CannotMount(f"{mountpoint}: cannot be mounted ({error})") from error
 
 
-def connection(source: Source, options: Options, patience: Patience, metrics: Metrics) -> Request:
-    """How to reach Consul, with the TLS and the patience that the options ask for; each request is counted."""
-    return _security(options).adapter(source.scheme, options["timeout"], patience.check, metrics.asked)
+def connection(source: Source, options: Options, on_wait: Optional[Callable[[], None]], metrics: Metrics) -> Request:
+    """How to reach Consul, with the TLS and the time that the options ask for; each request is counted.
+
+    :param on_wait: called while something waits; None where it may wait undisturbed
+    """
+    return _security(options).adapter(source.scheme, options["timeout"], on_wait, metrics.asked)
+
+
+@contextmanager
+def _repeater(mountpoint: str, options: Options) -> Iterator[Optional[Repeater]]:
+    """The process that repeats what others do, where that is wanted. To be made before there is any thread."""
+    if settled(options)["notify"] == "off":
+        yield None
+        return
+    with closing(Repeater(mountpoint)) as repeater:
+        yield repeater
 
 
 def _security(options: Options) -> Security:
@@ -153,9 +176,10 @@ def mount_options(source: Source, options: Options) -> dict[str, Any]:
     shown["fsname"] = str(source).replace("\\", "\\\\").replace(",", "\\,")
     shown["subtype"] = "consulfs"
     shown["default_permissions"] = True
-    for name in ("ro", "allow_other"):
-        if options[name]:
-            shown[name] = True
+    if options["allow_other"]:
+        shown["allow_other"] = True
+    if options["ro"] and options["notify"] != "on":
+        shown["ro"] = True  # else the kernel would let nobody repeat what others do
     return shown
 
 

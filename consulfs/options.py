@@ -48,6 +48,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _kept_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise ValueError("between 0 and 3600 seconds")
+    return value
+
+
 def _duration(least: float, most: float, what: str) -> Callable[[str], float]:
     """Seconds, or a duration as Consul writes it."""
 
@@ -143,6 +150,35 @@ OPTIONS = (
     ),
     Option("dc_write", "let the keys of other datacenters, in _dc, be written"),
     Option("cache_size", "bytes of records kept in memory", _size, 64 << 20, "BYTES"),
+    Option(
+        "cache",
+        "for how long what was read is shown again: until a watch tells of a change, for a second, or not at all",
+        _one_of("watch", "ttl", "off"),
+        "watch",
+        "watch|ttl|off",
+    ),
+    Option(
+        "consistency",
+        "how reads are answered: by the leader, by the leader once a majority agrees, or by any server",
+        _one_of("default", "consistent", "stale"),
+        "default",
+        "default|consistent|stale",
+    ),
+    Option(
+        "attr_timeout",
+        "seconds for which the kernel shows names and attributes without asking [default: 1; 0 with cache=off]",
+        _kept_seconds,
+        None,
+        "SECONDS",
+    ),
+    Option(
+        "notify",
+        "tell of other hosts' changes by inotify [default: on; off with ro, which the kernel then knows, and without"
+        " cache=watch]",
+        _one_of("on", "off"),
+        None,
+        "on|off",
+    ),
     Option("dc", "the datacenter to mount, if not the agent's own", str, None, "NAME"),
     Option("token_file", "a file with the ACL token", _path, None, "FILE", "CONSUL_HTTP_TOKEN_FILE"),
     Option(
@@ -232,7 +268,7 @@ class Options:
 def parse(words: Sequence[str], environ: Mapping[str, str]) -> Options:
     """Options from the words of -o, then from the environment, then the defaults.
 
-    :raises BadOption: unknown, or with a value that it cannot have
+    :raises BadOption: unknown, or with a value that it cannot have, or contradicting another
     """
     values: dict[str, Any] = {}
     kernel = ["nosuid", "nodev", "noexec"]
@@ -254,7 +290,24 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> Options:
         if option.name not in values:
             text = environ.get(option.environ, "") if option.environ else ""
             values[option.name] = _value(option, "=", text) if text else _default(option)
-    return Options(values, tuple(dict.fromkeys(kernel)), given)
+    options = Options(values, tuple(dict.fromkeys(kernel)), given)
+    settled(options)
+    return options
+
+
+def settled(options: Options) -> dict[str, Any]:
+    """What is made of the options whose default depends on others.
+
+    :raises BadOption: they contradict each other
+    """
+    watches = options["cache"] == "watch"
+    notify = options["notify"] or ("on" if watches and not options["ro"] else "off")
+    if notify == "on" and not watches:
+        raise BadOption(f"notify=on needs cache=watch, not cache={options['cache']}")
+    timeout = options["attr_timeout"]
+    if timeout is None:
+        timeout = 0.0 if options["cache"] == "off" else 1.0
+    return {"notify": notify, "attr_timeout": timeout}
 
 
 def _default(option: Option) -> Any:

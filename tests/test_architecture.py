@@ -12,6 +12,7 @@ FLOORS = {
     "names": 1,
     "options": 1,
     "processes": 1,
+    "repeater": 1,
     "source": 1,
     "store": 2,
     "tree": 3,

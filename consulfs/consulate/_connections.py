@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import TYPE_CHECKING, Any, Optional
 
 import urllib3
@@ -24,7 +26,9 @@ class Connection(connection.HTTPConnection):
     def _new_conn(self) -> _sockets.PatientSocket:
         self.has_answered = False
         try:
-            return self._dial()
+            self.sock = sock = self._dial()
+            self.owner.admit(self)
+            return sock
         except OSError as error:
             raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
 
@@ -37,6 +41,13 @@ class Connection(connection.HTTPConnection):
             raise
         self.has_answered = True
         return answer
+
+    def hang_up(self) -> None:
+        """End what waits on it, in whatever thread that is."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                # Not the method of a TLS socket, which takes from under its reader what that one reads with.
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def _dial(self) -> _sockets.PatientSocket:
         return _sockets.connect(self._dns_host, self.port, _limit(self.timeout), self.owner.on_wait)
@@ -56,6 +67,7 @@ class TLSConnection(Connection, connection.HTTPSConnection):
         self.ssl_context.sslsocket_class = patient
         try:
             super().connect()
+            self.owner.admit(self)
         except (OSError, exceptions.SSLError, CertificateError) as error:
             # Said as what it is, a connection that was not made: the same error later means that data was sent.
             raise NoTLS(self, f"no TLS connection: {error}") from error

@@ -19,6 +19,9 @@ from typing import Any, Callable, Optional, TypeVar
 SLICE = 0.04
 """Seconds between two calls of `on_wait`: the reaction time to a Ctrl-C."""
 
+KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds of silence before the other side is asked whether it is there, seconds between, and how often."""
+
 OnWait = Callable[[], None]
 
 T = TypeVar("T")
@@ -32,10 +35,13 @@ class _Patience:
     def _wait(self, event: int, timeout: Optional[float]) -> None:
         poll = select.poll()
         poll.register(self.fileno(), event)  # type: ignore[attr-defined]  # of the socket class
+        if self.on_wait is None:  # nobody to ask: it costs nothing to wait
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise socket.timeout("timed out")
+            return
         deadline = None if timeout is None else time.monotonic() + timeout
         while not poll.poll(SLICE * 1000):
-            if self.on_wait is not None:
-                self.on_wait()
+            self.on_wait()
             if deadline is not None and time.monotonic() >= deadline:
                 raise socket.timeout("timed out")
 
@@ -155,6 +161,7 @@ def connect(host: str, port: int, timeout: Optional[float], on_wait: Optional[On
         try:
             sock.connect_patiently(address, timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_alive(sock)
             return sock
         except OSError as error:
             sock.close()
@@ -163,6 +170,14 @@ def connect(host: str, port: int, timeout: Optional[float], on_wait: Optional[On
             sock.close()
             raise
     raise failure or OSError(errno.EHOSTUNREACH, f"no address for {host}")
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """A blocking query sends nothing for minutes: that the other side is gone must show all the same."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def connect_unix(path: str, timeout: Optional[float], on_wait: Optional[OnWait]) -> PatientSocket:

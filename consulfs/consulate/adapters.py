@@ -87,8 +87,10 @@ class Request:
         """Without any connection; once more in a process that was forked off."""
         self._session = requests.Session()
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._lock = threading.Lock()  # owns _routes
+        self._lock = threading.Lock()  # owns all that follows
         self._routes: dict[str, tuple[HTTPConnectionPool, str]] = {}
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._is_aborted = False
 
     def get(self, uri: str, timeout: Optional[float] = None, **kwargs: Any) -> Response:
         return self.request("GET", uri, timeout=timeout, **kwargs)
@@ -213,6 +215,25 @@ class Request:
         for pool, _ in routes.values():
             pool.close()
         self._session.close()
+
+    def abort(self) -> None:
+        """End every request that is under way, from any thread, and refuse all others. It cannot be used again."""
+        with self._lock:
+            self._is_aborted = True
+            connections = list(self._connections)
+        for connection in connections:
+            connection.hang_up()
+        self.close()
+
+    def admit(self, connection: Connection) -> None:
+        """A connection is being made.
+
+        :raises ConnectionAbortedError: none is to be made any more
+        """
+        with self._lock:
+            if self._is_aborted:
+                raise ConnectionAbortedError("aborted")
+            self._connections.add(connection)
 
     def _take_room(self, timeout: Optional[float]) -> None:
         waited = 0.0

@@ -72,6 +72,11 @@ class Consul:
         self._adapter.close()
         self._adapter_for_locks.close()
 
+    def abort(self) -> None:
+        """End every request that is under way, blocking queries too, and refuse all others: from any thread."""
+        self._adapter.abort()
+        self._adapter_for_locks.abort()
+
     def __enter__(self) -> Consul:
         return self
 

@@ -6,8 +6,26 @@ datacenter that was asked for. `Filesystem` finds the branch that a path or a ha
 """
 
 from consulfs.filesystem.branch import NOW, Attributes, Branch, Opened, Owner
+from consulfs.filesystem.kernel import Kernel
 from consulfs.filesystem.kv import KVBranch
 from consulfs.filesystem.mount import Datacenter, Filesystem
+from consulfs.filesystem.notices import Notices
+from consulfs.filesystem.others import Others
+from consulfs.filesystem.replay import Replay
 from consulfs.filesystem.virtual import VirtualBranch
 
-__all__ = ["NOW", "Attributes", "Branch", "Datacenter", "Filesystem", "KVBranch", "Opened", "Owner", "VirtualBranch"]
+__all__ = [
+    "NOW",
+    "Attributes",
+    "Branch",
+    "Datacenter",
+    "Filesystem",
+    "KVBranch",
+    "Kernel",
+    "Notices",
+    "Opened",
+    "Others",
+    "Owner",
+    "Replay",
+    "VirtualBranch",
+]

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-from typing import Optional
+from typing import Callable, Optional
 
-from consulfs.errors import Unlogged
+from consulfs.consulate import ConsulateException
+from consulfs.errors import OutOfTime, Unlogged
 from consulfs.filesystem.branch import NOW, Attributes, Branch, Opened, Owner
+from consulfs.filesystem.kernel import Kernel
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
 from consulfs.store.locktable import END, Claim, LockOwner
+from consulfs.store.node import Node
 from consulfs.store.openfiles import Handle, OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.times import Times
 from consulfs.tree import attributes
 from consulfs.tree.kv import Directory, Entry, File, KVTree
 
+log = logging.getLogger(__name__)
+
 RENAME_NOREPLACE = 1
+
+REVISED_SECONDS = 1.0
+"""For so long is asked whether an open file has changed; a program reads on in what it has where nobody answers."""
 
 # The kernel asks for these around every write, open and ls: the answer needs no look at the key.
 _NEVER_SET = ("security.", "system.", "trusted.")
@@ -28,6 +37,8 @@ _NEVER_SET = ("security.", "system.", "trusted.")
 class KVBranch(Branch):
     """The keys of one datacenter.
 
+    :param kernel: what the kernel was told
+    :param expire: has it forget what it holds of open files; returns when it has
     :param has_locks: whether flock and fcntl can lock a file
     :param has_sessions: whether a key can end with this mount
     """
@@ -42,6 +53,8 @@ class KVBranch(Branch):
         inodes: Inodes,
         patience: Patience,
         owner: Owner,
+        kernel: Kernel,
+        expire: Callable[[list[Node]], None],
         read_only: bool = False,
         exclusive_at_close: bool = False,
         has_locks: bool = True,
@@ -57,6 +70,8 @@ class KVBranch(Branch):
         self._inodes = inodes
         self._patience = patience
         self._owner = owner
+        self._kernel = kernel
+        self._expire = expire
         self._read_only = read_only
         self._exclusive_at_close = exclusive_at_close
 
@@ -109,7 +124,7 @@ class KVBranch(Branch):
 
     def unlink(self, path: str) -> None:
         self._check_writable()
-        self._tree.remove_file(path)
+        self._kernel.forget(self._tree.remove_file(path))
 
     def rename(self, old: str, new: str, flags: int) -> None:
         if flags & ~RENAME_NOREPLACE:
@@ -130,21 +145,25 @@ class KVBranch(Branch):
 
     def open(self, path: str, flags: int, pid: int) -> Opened:
         entry = self._tree.lookup(path)
-        if isinstance(entry, Directory):
-            raise OSError(errno.EISDIR, "is a directory")
-        if entry is None:
+        if not isinstance(entry, File):
             # Another host deleted it under a name that the kernel still has: it looks again, and creates.
             raise OSError(errno.ESTALE, "deleted by another host")
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             self._check_writable()
             self._tree.check_writable(entry.key)
-        return Opened(self._files.open(entry.key, flags, pid).number)
+        handle = self._files.open(entry.key, flags, pid)
+        version = handle.node.version
+        if version is not None and not flags & os.O_TRUNC and self._kernel.is_behind(entry.key, version):
+            self._files.detach(handle)
+            raise OSError(errno.ESTALE, "changed by another host: the kernel looks at its size anew")
+        return Opened(handle.number, keep=self._kernel.opens(path, entry.key, version))
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
         self._check_writable()
         spot = self._tree.place_for_file(path)
         self._tree.check_writable(spot.key)
         handle = self._files.create(spot.key, flags, pid, self._exclusive_at_close)
+        self._kernel.forget(spot.key)
         self._tree.file_made(spot)
         return Opened(handle.number)
 
@@ -152,14 +171,19 @@ class KVBranch(Branch):
         return self._files.read(self._files.handle(fh), size, offset)
 
     def write(self, fh: int, data: bytes, offset: int, append: bool) -> int:
-        return self._files.write(self._files.handle(fh), data, offset, append)
+        handle = self._files.handle(fh)
+        self._kernel.forget(handle.node.key)
+        return self._files.write(handle, data, offset, append)
 
     def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
         self._check_writable()
         if fh is not None:
-            self._files.truncate(self._files.handle(fh), size)
+            handle = self._files.handle(fh)
+            self._kernel.forget(handle.node.key)
+            self._files.truncate(handle, size)
             return
         entry = self._tree.file(path or "/")
+        self._kernel.forget(entry.key)
         self._tree.check_writable(entry.key)
         self._files.truncate_now(entry.key, size, pid)
 
@@ -215,6 +239,9 @@ class KVBranch(Branch):
         if exclusive:
             self._check_writable()
         self._locks.acquire(handle, Claim(owner, exclusive, handle.number, pid, start, end), wait)
+        outdated = self._files.outdated()
+        if outdated:
+            self._expire(outdated)
 
     # -- extended attributes ---------------------------------------------------------------------------------
 
@@ -256,9 +283,12 @@ class KVBranch(Branch):
         node, record = entry.node, entry.record
         if node is not None:
             with node.state:
-                size, unsaved = len(node.content), node.unsaved
+                size, unsaved, version = len(node.content), node.unsaved, node.version
+                node.show()
         else:
             size, unsaved = len(record.value) if record else 0, False
+            version = record.modify_index if record else None
+        self._kernel.tell(entry.key, version)
         if unsaved or record is None:
             mtime, ctime = self._times.get(entry.key)
         else:
@@ -267,7 +297,13 @@ class KVBranch(Branch):
 
     def _attributes_of_handle(self, fh: int) -> Attributes:
         node = self._files.handle(fh).node
-        self._files.renew(node)
+        if not (node.unsaved or node.gone):
+            self._patience.begin(REVISED_SECONDS)
+            try:
+                self._files.revise(node)
+            except (ConsulateException, OutOfTime) as error:
+                log.debug("%r is shown as it was: %s", node.key, error)
+            self._patience.begin()
         return self._attributes(File(node.key, node, node.base))
 
     def _stat(self, key: str, mode: int, size: int, mtime: int, ctime: int, links: int = 1) -> Attributes:

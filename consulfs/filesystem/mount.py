@@ -10,6 +10,7 @@ from typing import Callable, Optional
 from consulfs.consulate import ConsulateException
 from consulfs.errors import OutOfTime, Unlogged
 from consulfs.filesystem.branch import Attributes, Branch, Opened, refuse_change
+from consulfs.filesystem.replay import Replay
 from consulfs.metrics import Metrics
 from consulfs.store.locktable import Claim
 from consulfs.store.patience import Patience
@@ -55,6 +56,9 @@ class Filesystem:
     :param visit: makes the branches of another datacenter; a name comes here only if `home` lists it in `_dc`
     :param lock_mode: "consul", "local" or "off", as the option `locks=`
     :param attr_timeout: seconds for which the kernel may take names and attributes as told
+    :param replay: what the helper that repeats the changes of others finds
+    :param caller: tells for which program's thread the present operation is
+    :param end: ends what runs beside the operations
     :ivar offers_locks: whether the kernel is to ask here for locks; else it keeps them itself, for this mount alone
     """
 
@@ -66,6 +70,9 @@ class Filesystem:
         metrics: Metrics,
         lock_mode: str = "consul",
         attr_timeout: float = 0.0,
+        replay: Optional[Replay] = None,
+        caller: Callable[[], int] = lambda: 0,
+        end: Callable[[], None] = lambda: None,
     ) -> None:
         self.offers_locks = lock_mode != "local"
         self.attr_timeout = attr_timeout
@@ -75,7 +82,10 @@ class Filesystem:
         self._metrics = metrics
         self._lock = threading.Lock()  # owns _others, and adding to _branches
         self._others: dict[str, Datacenter] = {}
-        self._branches = home.branches
+        self._replay = replay
+        self._caller = caller
+        self._end = end
+        self._branches = home.branches + ([replay] if replay is not None else [])
 
     def begin(self) -> None:
         """An operation starts on this thread: its time runs from here."""
@@ -202,6 +212,7 @@ class Filesystem:
 
     def destroy(self) -> None:
         """The mount ends: nothing comes after this."""
+        self._end()
         for branch in self._branches:
             self._patience.begin()
             branch.destroy()
@@ -258,6 +269,8 @@ class Filesystem:
 
     def _at(self, path: str) -> tuple[Branch, str]:
         """The branch of a path, and the path there."""
+        if self._replay is not None and self._replay.pid and self._caller() == self._replay.pid:
+            return self._replay, path
         datacenter, path = self._find(path)
         return datacenter.branch(path), path
 

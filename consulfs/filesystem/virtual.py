@@ -21,6 +21,9 @@ from consulfs.store.times import Times
 from consulfs.tree.virtual import Directory, Document, VirtualTree
 from consulfs.tree.virtual.answers import MAX_ROWS
 
+EXPIRE_SECONDS = 0.5
+"""For so long an open waits until the kernel has forgotten the attributes of another content; it hardly ever does."""
+
 
 @dataclass(frozen=True)
 class _Snapshot:
@@ -46,16 +49,24 @@ class VirtualBranch(Branch):
 
     :param owner: its umask is not heeded; as in sysfs, the modes are those of the content
     :param caller: tells for which program's thread the present operation is
+    :param expire: has the kernel forget a file's attributes: unlike a key's they are another's a moment later
     """
 
     def __init__(
-        self, tree: VirtualTree, times: Times, inodes: Inodes, owner: Owner, caller: Callable[[], int]
+        self,
+        tree: VirtualTree,
+        times: Times,
+        inodes: Inodes,
+        owner: Owner,
+        caller: Callable[[], int],
+        expire: Callable[[str], threading.Event],
     ) -> None:
         self._tree = tree
         self._times = times
         self._inodes = inodes
         self._owner = owner
         self._caller = caller
+        self._expire = expire
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: dict[int, _Snapshot] = {}
@@ -72,6 +83,7 @@ class VirtualBranch(Branch):
             # Always the same: its names are looked for while it is read, and tar(1) fails where it changes meanwhile.
             start, mode = self._times.start, stat.S_IFDIR | (0o700 if found.private else 0o755)
             return self._stat(self._inodes.number(found.path), mode, 0, start, start, links=2)
+        self._expire(path)
         held = self._held_by_caller(path)
         if held is not None:
             return held.attributes
@@ -104,6 +116,7 @@ class VirtualBranch(Branch):
         with self._lock:
             self._open[number] = snapshot
             self._held.setdefault(path, []).append(number)
+        self._expire(path).wait(EXPIRE_SECONDS)
         return Opened(number, direct=True)
 
     def read(self, fh: int, size: int, offset: int) -> bytes:

@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, TypeVar
 
 from cachetools import TTLCache
@@ -65,12 +65,14 @@ class Uncertain(Exception):
 class Backend:
     """Consul's KV store, as the file system needs it.
 
+    :param consistency: of reads: default, consistent or stale
     :ivar datacenter: the agent's own, as far as the token may know
     """
 
-    def __init__(self, consul: Consul, patience: Patience) -> None:
+    def __init__(self, consul: Consul, patience: Patience, consistency: str = "default") -> None:
         self._consul = consul
-        self._patience = patience
+        self._patience = self.patience = patience
+        self._consistency = consistency
         self.value_limit = 512 * 1024
         self.txn_limit = 512 * 1024
         self.acl_enabled = False
@@ -114,20 +116,24 @@ class Backend:
     # -- reads -----------------------------------------------------------------------------------------------
 
     def read(self, key: str, consistent: bool = False) -> Optional[Record]:
-        mode = "consistent" if consistent else "default"
+        mode = "consistent" if consistent else self._consistency
         return self._read(lambda left: self._consul.kv.read(key, consistency=mode, timeout=left))
 
     def read_many(self, keys: Sequence[str]) -> dict[str, Record]:
         """Up to `BATCH` records in one request; what is missing or hidden is left out."""
-        return self._read(lambda left: self._consul.kv.read_many(keys, timeout=left))
+        return self._read(lambda left: self._consul.kv.read_many(keys, consistency=self._consistency, timeout=left))
 
     def names(self, prefix: str) -> list[str]:
         """The keys and prefixes of one level."""
-        return self._read(lambda left: self._consul.kv.names(prefix, "/", timeout=left))
+        return self._read(lambda left: self._consul.kv.names(prefix, "/", consistency=self._consistency, timeout=left))
 
     def tree(self, prefix: str) -> list[Record]:
         """Every record below a prefix."""
         return self._read(lambda left: self._consul.kv.tree(prefix, timeout=left))
+
+    def stream(self, prefix: str) -> Iterator[Record]:
+        """The same, one after the other while they arrive; a failure is not retried."""
+        return self._consul.kv.stream(prefix, consistency=self._consistency, timeout=self._patience.remaining())
 
     def watch(self, record: Record, seconds: float) -> bool:
         """Wait until a key may have another session, or none, or for so long; False where Consul cannot wait for it.
@@ -181,20 +187,20 @@ class Backend:
         """
         return self._write(lambda left: self._consul.txn.execute(operations, body, timeout=left))
 
-    def settle(self, operations: Sequence[Operation], applied: Callable[[], bool]) -> None:
+    def settle(self, operations: Sequence[Operation], applied: Callable[[], bool]) -> list[dict[str, Any]]:
         """Apply all or none, and be certain of it.
 
         :param applied: looks whether it was done, asked after an answer that never came
+        :return: what the transaction told; nothing where that never came
         """
         while True:
             try:
                 with self._patience.steadfast():
-                    self.transaction(operations)
-                return
+                    return self.transaction(operations)
             except Uncertain as error:
                 log.debug("looking whether it was applied: %s", error)
                 if applied():
-                    return
+                    return []
                 self._patience.sleep(0.05)
 
     # -- sessions --------------------------------------------------------------------------------------------

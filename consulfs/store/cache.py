@@ -1,30 +1,36 @@
 """What was read from Consul not long ago: records by key, and the names of directories.
 
-An entry lives for a second, and this mount's own writes go through at once. Whoever knows better than a clock (a
-watch) can drive it: `put`, `forget` and `forget_below` are all it needs. A lock that was taken makes all of it old.
+An entry is true for a second; in a directory under watch (`levels.py`) until the watch tells of a change. This mount's
+own writes go through at once. A lock that was taken makes all of it old.
 
 A reply that was under way while this mount changed the same key is older than the change and must not replace it:
-a reader takes a `ticket` before it asks, and what it puts under a ticket from before a change is dropped.
+a reader takes a `ticket` before it asks, and what it puts under a ticket from before a change is dropped, unless its
+index says that it is newer.
 
-Owner of everything here: `Cache._lock`. It is never held across a request.
+Owner of everything here, the levels included: `Cache._lock`. It is never held across a request.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Optional, Union
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple, Optional, Union
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from consulfs.consulate import Record
+from consulfs.store.levels import Answer, Level, Listing, News
 
 LIFETIME = 1.0
-"""Seconds for which an answer is taken as true."""
+"""Seconds for which an answer is taken as true where no watch says more."""
 
 ENTRY_COST = 300
 """Bytes counted for a record besides its value."""
+
+MOST_LISTED = 1 << 18
+"""Names of directories that are kept, all listings together."""
 
 _REMEMBERED_CHANGES = 1 << 16
 
@@ -33,6 +39,7 @@ class Missing:
     """Stands for a key that Consul does not have."""
 
     value = b""
+    modify_index = None
 
 
 MISSING = Missing()
@@ -40,27 +47,21 @@ MISSING = Missing()
 Known = Union[Record, Missing]
 
 
-@dataclass
-class Listing:
-    """The names of one level: components of keys, components of prefixes, and whether the level has a marker."""
+class Ticket(NamedTuple):
+    """When a question was asked: in changes of this mount, and in seconds of the monotonic clock."""
 
-    files: set[str] = field(default_factory=set)
-    directories: set[str] = field(default_factory=set)
-    marker: bool = False
+    clock: int
+    moment: float
 
-    @classmethod
-    def of(cls, prefix: str, names: Iterable[str]) -> Listing:
-        """From Consul's list of full names, "a/b" a key and "a/c/" a prefix."""
-        listing = cls()
-        for name in names:
-            rest = name[len(prefix) :]
-            if rest == "":
-                listing.marker = True
-            elif rest.endswith("/"):
-                listing.directories.add(rest[:-1])
-            else:
-                listing.files.add(rest)
-        return listing
+
+class _Entry(NamedTuple):
+    known: Known
+    asked: float
+
+
+class _Listed(NamedTuple):
+    listing: Listing
+    asked: float
 
 
 def place(key: str) -> tuple[str, str]:
@@ -87,51 +88,87 @@ def lineage(key: str) -> Iterator[str]:
 
 
 class Cache:
-    """A bounded memory of records and listings."""
+    """A bounded memory of records and listings.
+
+    :param size: bytes of records
+    :param lifetime: seconds for which an answer is true; 0: only what a watch vouches for, or nothing
+    """
 
     def __init__(self, size: int, lifetime: float = LIFETIME) -> None:
         self._lock = threading.Lock()
-        self._records: TTLCache[str, Known] = TTLCache(
-            size, lifetime, getsizeof=lambda known: len(known.value) + ENTRY_COST
-        )
-        self._listings: TTLCache[str, Listing] = TTLCache(1024, lifetime)
+        self.limit = size
+        self._lifetime = lifetime
+        self._records: OrderedDict[str, _Entry] = OrderedDict()
+        self.size = 0
+        self._listings: LRUCache[str, _Listed] = LRUCache(MOST_LISTED, getsizeof=_names_in)
+        self._levels: dict[str, Level] = {}
         self.hits = self.misses = 0
         self._clock = 0
         self._changed: LRUCache[str, int] = LRUCache(_REMEMBERED_CHANGES)
         self._changed_before = 0
+        self._barrier = 0.0
 
-    def ticket(self) -> int:
+    def ticket(self) -> Ticket:
         """Take one before asking Consul; hand it in with the answer."""
-        return self._clock
+        return Ticket(self._clock, time.monotonic())
+
+    # -- records ---------------------------------------------------------------------------------------------
 
     def record(self, key: str) -> Optional[Known]:
         """The record, MISSING where Consul has none, None where nothing is known."""
         with self._lock:
-            known = self._records.get(key)
-            self._count(known is not None)
+            entry = self._records.get(key)
+            if entry is not None and self._is_true(key[: key.rfind("/") + 1], entry.asked, entry.known.modify_index):
+                self._records.move_to_end(key)
+                self.hits += 1
+                return entry.known
+            self.misses += 1
+            return None
+
+    def put(self, key: str, known: Known, ticket: Ticket) -> Optional[Known]:
+        """What Consul said of a key.
+
+        :return: what is known of it now; None where this mount has changed it meanwhile: ask anew
+        """
+        with self._lock:
+            prefix, name = place(key)
+            entry = self._records.get(key)
+            newer = _is_newer(known, entry.known if entry is not None else None)
+            if not newer and not self._is_current(key, ticket):
+                return None
+            if (
+                entry is not None
+                and _is_newer(entry.known, known)
+                and self._is_true(prefix, entry.asked, entry.known.modify_index)
+            ):
+                return entry.known  # a server that lags behind the one that was asked before
+            self._keep(key, known, ticket.moment)
+            level = self._levels.get(prefix)
+            if level is not None and isinstance(known, Record):
+                level.learn(name, known)
             return known
 
-    def put(self, key: str, known: Known, ticket: int) -> bool:
-        """What Consul said of a key; False where this mount has changed it meanwhile."""
-        with self._lock:
-            current = self._is_current(key, ticket)
-            if current:
-                self._keep(key, known)
-            return current
+    # -- listings --------------------------------------------------------------------------------------------
 
     def listing(self, prefix: str) -> Optional[Listing]:
         """A directory's names, or None where nothing is known. For `in` only: iterate over `names`."""
         with self._lock:
-            listing = self._listings.get(prefix)
-            self._count(listing is not None)
-            return listing
+            found = self._listing(prefix)
+            self.hits += found is not None
+            self.misses += found is None
+            return found
 
-    def put_listing(self, prefix: str, listing: Listing, ticket: int) -> bool:
+    def peek(self, prefix: str) -> Optional[Listing]:
+        """The same, uncounted."""
+        with self._lock:
+            return self._listing(prefix)
+
+    def put_listing(self, prefix: str, listing: Listing, ticket: Ticket) -> bool:
         """What Consul said of a directory; False where this mount has changed something in it meanwhile."""
         with self._lock:
             current = self._is_current(prefix, ticket)
             if current:
-                self._listings[prefix] = listing
+                self._list(prefix, listing, ticket.moment)
             return current
 
     def snapshot(self, listing: Listing) -> tuple[list[str], list[str], bool]:
@@ -139,25 +176,34 @@ class Cache:
         with self._lock:
             return sorted(listing.files), sorted(listing.directories), listing.marker
 
+    def leads_on(self, prefix: str) -> bool:
+        """Whether a watch says that there are keys below a prefix, whatever is known of the directory above it."""
+        with self._lock:
+            return any(
+                level.live and level.listing and watched.startswith(prefix) for watched, level in self._levels.items()
+            )
+
+    # -- this mount's own changes ----------------------------------------------------------------------------
+
     def stored(self, record: Record) -> None:
         """This mount has stored a key."""
+        key = record.key
         with self._lock:
-            self._changes(record.key)
-            self._keep(record.key, record)
-            self._name(record.key)
+            self._changes(key)
+            prefix = place(key)[0]
+            level, entry = self._levels.get(prefix), self._records.get(key)
+            if entry is None or not _is_newer(entry.known, record):
+                # A change that was told while the store was under way may have come after it: then it is not certain.
+                told = level is not None and level.index > (record.modify_index or 0)
+                self._keep(key, record, 0.0 if told else time.monotonic())
+            self._name(record)
 
     def removed(self, key: str) -> None:
         """This mount has deleted a key. The directory that it stood in stays."""
         with self._lock:
             self._changes(key)
-            self._keep(key, MISSING)
-            prefix, name = place(key)
-            listing = self._listings.get(prefix)
-            if listing is not None:
-                if name:
-                    listing.files.discard(name)
-                else:
-                    listing.marker = False
+            self._keep(key, MISSING, time.monotonic())
+            self._unname(*place(key))
 
     def directory_removed(self, prefix: str) -> None:
         """This mount has removed a directory."""
@@ -165,64 +211,204 @@ class Cache:
             self._changes(prefix)
             self._listings.pop(prefix, None)
             parent, component = above(prefix)
-            listing = self._listings.get(parent)
-            if listing is not None:
-                listing.directories.discard(component)
+            self._unname(parent, f"{component}/")
+
+    def directory_moved(self, old: str, new: str) -> None:
+        """This mount has renamed a directory, or some of it, and `forget_below` was called for both."""
+        with self._lock:
+            for prefix in (old, new):
+                parent, component = above(prefix)
+                level = self._levels.get(parent)
+                if level is not None:
+                    level.changed_here(f"{component}/", prefix is new)
+
+    # -- what is not certain any more ------------------------------------------------------------------------
 
     def forget(self, key: str) -> None:
         """What is known of a key may no longer be true."""
         with self._lock:
             self._changes(key)
-            self._records.pop(key, None)
-            self._listings.pop(place(key)[0], None)
+            self._drop(key)
+            self._doubt(place(key)[0])
 
     def forget_below(self, prefix: str) -> None:
         """What is known of anything below a prefix may no longer be true."""
         with self._lock:
             self._changes(prefix)
             for key in [key for key in self._records if key.startswith(prefix)]:
-                self._records.pop(key, None)
-            for key in [key for key in self._listings if key.startswith(prefix)]:
-                self._listings.pop(key, None)
-            self._listings.pop(above(prefix)[0], None)
+                self._drop(key)
+            for each in {*self._listings, *self._levels}:
+                if each.startswith(prefix):
+                    self._doubt(each)
+                    if each in self._levels:
+                        self._levels[each].listing = None
+            self._doubt(above(prefix)[0])
 
     def forget_all(self) -> None:
         """Nothing that was read before now, or is being read, may be taken as true."""
         with self._lock:
             self._clock += 1
             self._changed_before = self._clock
-            self._records.clear()
-            self._listings.clear()
+            self._barrier = time.monotonic()
 
-    @property
-    def size(self) -> float:
-        """Bytes of the records, as they are counted."""
-        return self._records.currsize
+    # -- watches ---------------------------------------------------------------------------------------------
 
-    def _count(self, is_known: bool) -> None:
-        self.hits += is_known
-        self.misses += not is_known
+    def watch(self, prefix: str) -> Level:
+        """A directory comes under watch; until a query is sent it is as any other."""
+        with self._lock:
+            level = self._levels[prefix] = Level(prefix)
+            return level
 
-    def _keep(self, key: str, known: Known) -> None:
-        self._records.pop(key, None)
-        if len(known.value) + ENTRY_COST <= self._records.maxsize:
-            self._records[key] = known
+    def unwatch(self, level: Level) -> None:
+        """Nobody watches it any more. What was vouched for until now is as good as just read."""
+        with self._lock:
+            if self._levels.get(level.prefix) is not level:
+                return
+            del self._levels[level.prefix]
+            if level.is_certain and level.listing is not None:
+                self._list(level.prefix, level.listing, time.monotonic() if level.live else level.listed)
 
-    def _name(self, key: str) -> None:
+    def arm(self, level: Level) -> int:
+        """A query is being sent; gives the index that it is to wait for something newer than."""
+        with self._lock:
+            level.arm()
+            return level.index
+
+    def disarm(self, level: Level) -> None:
+        """It failed: nothing tells of changes any more."""
+        with self._lock:
+            level.live = False
+
+    def differing(self, level: Level, answer: Answer) -> set[str]:
+        """The names in which an answer is not what is known: changes of others, or of this mount."""
+        with self._lock:
+            return level.differing(answer)
+
+    def take(self, level: Level, answer: Answer, busy: Collection[str] = ()) -> Optional[News]:
+        """A query's answer; see `Level.take`."""
+        now = time.monotonic()
+        with self._lock:
+            news = level.take(answer, now, busy)
+            if news is not None:
+                self._listings.pop(level.prefix, None)
+                self._learn(level, news, answer.without(busy).records, now)
+            return news
+
+    def settle(self, level: Level, answer: Answer, names: Collection[str]) -> Optional[News]:
+        """The names that this mount was changing, once it is done with them; see `Level.settle`."""
+        now = time.monotonic()
+        with self._lock:
+            news = level.settle(answer, names)
+            if news is not None:
+                self._learn(level, news, answer.of(names).records, now)
+            return news
+
+    def compare(self, level: Level, records: Mapping[str, Record]) -> News:
+        """Files of a directory, by name, that were read after an answer: what others did to them."""
+        now = time.monotonic()
+        with self._lock:
+            news = level.compare(records)
+            self._learn(level, news, records, now)
+            return news
+
+    def suspects(self, level: Level, most: int) -> list[str]:
+        """The keys of files that the last answer has made uncertain."""
+        with self._lock:
+            return [level.prefix + name for name in level.suspects(most)]
+
+    def begin_anew(self, level: Level) -> None:
+        """Consul's index went back: those that were told before say nothing any more."""
+        with self._lock:
+            level.forget()
+            for key in [key for key in self._records if place(key)[0] == level.prefix]:
+                self._drop(key)
+
+    # -- helpers, under the lock -----------------------------------------------------------------------------
+
+    def _is_true(self, prefix: str, asked: float, index: Optional[int]) -> bool:
+        """Whether what was asked for then, and bears this index, may be shown."""
+        level = self._levels.get(prefix)
+        if level is not None:
+            if asked < level.since and (index is None or index < level.index):
+                return False
+            if level.live:
+                return asked >= self._barrier
+        return asked >= self._barrier and asked + self._lifetime > time.monotonic()
+
+    def _listing(self, prefix: str) -> Optional[Listing]:
+        level = self._levels.get(prefix)
+        if (
+            level is not None
+            and level.is_certain
+            and level.listed >= self._barrier
+            and (level.live or level.listed + self._lifetime > time.monotonic())
+        ):
+            return level.listing
+        found = self._listings.get(prefix)
+        if found is not None and self._is_true(prefix, found.asked, None):
+            return found.listing
+        return None
+
+    def _list(self, prefix: str, listing: Listing, asked: float) -> None:
+        level = self._levels.get(prefix)
+        if level is not None and asked >= level.since and level.listing == listing:
+            level.listed = max(level.listed, asked)  # what was in doubt is not any more
+        self._listings.pop(prefix, None)
+        found = _Listed(listing, asked)
+        if _names_in(found) <= MOST_LISTED:
+            self._listings[prefix] = found
+
+    def _doubt(self, prefix: str) -> None:
+        self._listings.pop(prefix, None)
+        level = self._levels.get(prefix)
+        if level is not None:
+            level.doubt = time.monotonic()
+
+    def _keep(self, key: str, known: Known, asked: float) -> None:
+        self._drop(key)
+        self._records[key] = _Entry(known, asked)
+        self.size += len(known.value) + ENTRY_COST
+        while self.size > self.limit:
+            _, oldest = self._records.popitem(last=False)
+            self.size -= len(oldest.known.value) + ENTRY_COST
+
+    def _drop(self, key: str) -> None:
+        entry = self._records.pop(key, None)
+        if entry is not None:
+            self.size -= len(entry.known.value) + ENTRY_COST
+
+    def _learn(self, level: Level, news: News, records: Mapping[str, Record], now: float) -> None:
+        """What a watch has told, unless this mount has stored something newer."""
+        for name in news.gone:
+            self._drop(level.prefix + name)
+        for name, record in records.items():
+            key = level.prefix + name
+            entry = self._records.get(key)
+            if entry is None or not _is_newer(entry.known, record):
+                self._keep(key, record, now)
+
+    def _name(self, record: Record) -> None:
         """Enter a key into the known listings of the directories above it."""
-        prefix, name = place(key)
-        listing = self._listings.get(prefix)
-        if listing is not None:
-            if name:
-                listing.files.add(name)
-            else:
-                listing.marker = True
-        while prefix:
-            parent, component = above(prefix)
-            listing = self._listings.get(parent)
-            if listing is not None:
-                listing.directories.add(component)
-            prefix = parent
+        prefix, name = place(record.key)
+        while True:
+            listed = self._listings.get(prefix)
+            if listed is not None:
+                listed.listing.enter(name)
+            level = self._levels.get(prefix)
+            if level is not None:
+                level.wrote(name, record)
+            if not prefix:
+                return
+            prefix, component = above(prefix)
+            name = f"{component}/"
+
+    def _unname(self, prefix: str, name: str) -> None:
+        listed = self._listings.get(prefix)
+        if listed is not None:
+            listed.listing.enter(name, False)
+        level = self._levels.get(prefix)
+        if level is not None:
+            level.removed(name)
 
     def _changes(self, key: str) -> None:
         """Note that a key changed, which changes the listings above it too."""
@@ -232,5 +418,16 @@ class Cache:
                 self._changed_before = max(self._changed_before, self._changed.popitem()[1])
             self._changed[each] = self._clock
 
-    def _is_current(self, key: str, ticket: int) -> bool:
-        return ticket >= self._changed_before and self._changed.get(key, 0) <= ticket
+    def _is_current(self, key: str, ticket: Ticket) -> bool:
+        return ticket.clock >= self._changed_before and self._changed.get(key, 0) <= ticket.clock
+
+
+def _names_in(listed: _Listed) -> int:
+    return len(listed.listing.files) + len(listed.listing.directories) + 1
+
+
+def _is_newer(known: Optional[Known], other: Optional[Known]) -> bool:
+    """Whether it is certain that one was stored after the other."""
+    if known is None or other is None or known.modify_index is None or other.modify_index is None:
+        return False
+    return known.modify_index > other.modify_index

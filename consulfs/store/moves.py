@@ -94,18 +94,20 @@ class Moves:
         :raises OSError: EEXIST where it is there
         """
         operations = [operation("check-not-exists", prefix), operation("set", prefix, b"")]
-        try:
-            self._backend.settle(operations, lambda: self._records.fresh(prefix) is not None)
-        except StaleIndex as error:
-            self._records.cache.forget_below(prefix)  # `mkdir -p` looks at it next
-            raise OSError(errno.EEXIST, "made by another host") from error
-        self._records.cache.stored(Record(prefix, b""))
+        with self._files.turns.take(prefix):
+            try:
+                entries = self._backend.settle(operations, lambda: self._records.fresh(prefix) is not None)
+            except StaleIndex as error:
+                self._records.cache.forget_below(prefix)  # `mkdir -p` looks at it next
+                raise OSError(errno.EEXIST, "made by another host") from error
+            self._records.cache.stored(Record.of(entries[-1], b"") if entries else Record(prefix, b""))
 
     def remove_marker(self, prefix: str, marker: Record) -> None:
         """Delete that key, if it is still what was read."""
         delete = operation("delete-cas", prefix, index=marker.modify_index)
-        self._backend.settle([delete], lambda: self._records.fresh(prefix) is None)
-        self._records.cache.removed(prefix)
+        with self._files.turns.take(prefix):
+            self._backend.settle([delete], lambda: self._records.fresh(prefix) is None)
+            self._records.cache.removed(prefix)
 
     # -- one file --------------------------------------------------------------------------------------------
 
@@ -250,6 +252,7 @@ class Moves:
             finally:
                 self._records.cache.forget_below(old)
                 self._records.cache.forget_below(new)
+                self._records.cache.directory_moved(old, new)
             never_stored = [node.key for node in self._files.below(old)]
             for key in never_stored:
                 self._files.rekey(key, move.target(key))

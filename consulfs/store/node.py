@@ -9,7 +9,7 @@ Owner of a node's content: `Node.state`. It is never held across a request.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from consulfs.consulate import Record
@@ -99,6 +99,8 @@ class Node:
         self.in_flight: list[Edit] = []
         self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
         self.doubts: list[Doubt] = []
+        # What programs read until the kernel has been told the size of another content; None: that is this one.
+        self.shown: Optional[bytearray] = None
         self.outdated = False  # another host may have changed it before a lock was taken here
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
 
@@ -122,7 +124,17 @@ class Node:
         created = self.creation is not None and self.creation.owner == owner
         return created or any(edit.owner == owner for edit in self.in_flight + self.pending)
 
+    @property
+    def version(self) -> Optional[int]:
+        """The ModifyIndex of the content; None where that is not stored, or not known."""
+        return self.base.modify_index if self.base is not None and not self.unsaved else None
+
+    def show(self) -> None:
+        """The kernel is told of the content as it is."""
+        self.shown = None
+
     def change(self, owner: int, change: edits.Change) -> None:
+        self.shown = None
         edits.apply(self.content, change)
         edits.record(self.pending, owner, change, self.sealed)
 
@@ -149,6 +161,8 @@ class Node:
         new = record.modify_index
         if self.base is None or (new is not None and (old is None or new > old)):
             if self.base is None or self.base.value != record.value:
+                if self.shown is None and self.base is not None:
+                    self.shown = self.content
                 self.content = bytearray(record.value)
             self.base = record
 
@@ -163,6 +177,11 @@ class Node:
             self.rebase(record)
         else:
             self.adopt(record)
+
+    def begin_anew(self) -> None:
+        """Consul's indexes went back: the one of the record says nothing of those to come."""
+        if self.base is not None:
+            self.base = replace(self.base, modify_index=None)
 
     def plan(self) -> Optional[Plan]:
         """Take what is to be stored, or None where there is nothing."""

@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Callable, Optional
@@ -25,6 +25,7 @@ from consulfs.store import edits
 from consulfs.store.backend import Backend, Uncertain
 from consulfs.store.flagmemory import FlagMemory
 from consulfs.store.inodes import Inodes
+from consulfs.store.levels import News
 from consulfs.store.node import NO_OWNER, Creation, Node, Plan, Rename
 from consulfs.store.patience import Patience
 from consulfs.store.publish import Moved, Publisher
@@ -81,7 +82,14 @@ class OpenFiles:
     """The table of open files, and everything that is done through them."""
 
     def __init__(
-        self, backend: Backend, records: Records, patience: Patience, times: Times, inodes: Inodes, flags: FlagMemory
+        self,
+        backend: Backend,
+        records: Records,
+        patience: Patience,
+        turns: Turns,
+        times: Times,
+        inodes: Inodes,
+        flags: FlagMemory,
     ) -> None:
         self._backend = backend
         self._records = records
@@ -90,7 +98,7 @@ class OpenFiles:
         self._inodes = inodes
         self._flags = flags
         self._publisher = Publisher(backend, records, patience)
-        self.turns = Turns(patience)
+        self.turns = turns
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
         self._handles: dict[int, Handle] = {}
@@ -218,8 +226,9 @@ class OpenFiles:
 
     def _create_now(self, key: str, flags: int) -> Record:
         try:
-            with self._patience.steadfast():
+            with self.turns.take(key), self._patience.steadfast():
                 record = self._backend.store(key, b"", flags, 0)
+                self._records.cache.stored(record)
         except StaleIndex as error:
             self._records.cache.forget(key)
             raise OSError(errno.EEXIST, "created by another host") from error
@@ -227,15 +236,16 @@ class OpenFiles:
             # Another host's empty file looks the same as ours, and two owners of a lock file would be worse than
             # one failure.
             raise OSError(errno.EIO, f"unknown whether it was created: {error}") from error
-        self._records.cache.stored(record)
         return record
 
     # -- content ---------------------------------------------------------------------------------------------
 
     def read(self, handle: Handle, size: int, offset: int) -> bytes:
         self.renew(handle.node)
-        with handle.node.state:
-            return bytes(handle.node.content[offset : offset + size])
+        node = handle.node
+        with node.state:
+            content = node.content if node.shown is None else node.shown
+            return bytes(content[offset : offset + size])
 
     def write(self, handle: Handle, data: bytes, offset: int, append: bool) -> int:
         """Change the content in memory.
@@ -305,6 +315,28 @@ class OpenFiles:
             handle.node.discard(handle.number)
             raise OSError(errno.EFBIG, f"over the limit of {limit} bytes{' of a locked file' * bool(handle.fence)}")
 
+    def heed(self, news: News, records: Mapping[str, Record]) -> list[Node]:
+        """Others have changed something in a directory: the open files of which the content is another now.
+
+        :param records: by name
+        """
+        changed = []
+        for node in self.below(news.prefix):
+            record = records.get(node.key[len(news.prefix) :])
+            with node.state:
+                if news.anew and "/" not in node.key[len(news.prefix) :]:
+                    node.begin_anew()
+                if record is not None:
+                    node.adopt(record)
+                    if node.shown is not None:
+                        changed.append(node)
+        return changed
+
+    def outdated(self) -> list[Node]:
+        """The files that are open and may be old."""
+        with self._lock:
+            return [node for node in self._nodes.values() if node.outdated]
+
     def outdate(self) -> None:
         """What was read before now may be old in files that are open, too: a lock was taken."""
         with self._lock:
@@ -313,8 +345,11 @@ class OpenFiles:
 
     def renew(self, node: Node) -> None:
         """Before a file's content is shown: go on from what Consul has, where that may be newer."""
-        if not node.outdated or node.gone:
-            return
+        if node.outdated and not node.gone:
+            self.revise(node)
+
+    def revise(self, node: Node) -> None:
+        """Go on from what Consul has, as far as that may be newer."""
         record = self._records.get(node.key)
         with node.state:
             node.outdated = False

@@ -9,7 +9,8 @@ Owner: `Turns._free`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from consulfs.store.patience import Patience
@@ -42,6 +43,28 @@ class Turns:
             with self._free:
                 self._taken.remove(mine)
                 self._free.notify_all()
+
+    def taken(self, keys: Iterable[str]) -> list[str]:
+        """Those of some keys, and of prefixes ending in "/", at which somebody works, or below which."""
+        with self._free:
+            at = {key for keys, _ in self._taken for key in keys}
+            below = tuple(prefix for _, prefixes in self._taken for prefix in prefixes)
+        if not at and not below:
+            return []
+        return [
+            key
+            for key in keys
+            if key in at
+            or key.startswith(below)
+            or (key.endswith("/") and any(each.startswith(key) for each in (*at, *below)))
+        ]
+
+    def wait_free(self, keys: Sequence[str], seconds: float) -> None:
+        """Wait until nobody works at any of them, but not for long."""
+        end = time.monotonic() + seconds
+        while self.taken(keys) and (left := end - time.monotonic()) > 0:
+            with self._free:
+                self._free.wait(min(left, 0.01))  # a turn may have ended just before
 
 
 def _overlap(one: tuple[frozenset[str], tuple[str, ...]], other: tuple[frozenset[str], tuple[str, ...]]) -> bool:

@@ -24,7 +24,8 @@ from cachetools import LRUCache, TTLCache
 from consulfs import names
 from consulfs.consulate import Forbidden, Record
 from consulfs.store.backend import Backend
-from consulfs.store.cache import Listing, above
+from consulfs.store.cache import above, place
+from consulfs.store.levels import Listing
 from consulfs.store.moves import Moves
 from consulfs.store.node import Node
 from consulfs.store.openfiles import OpenFiles
@@ -117,6 +118,7 @@ class KVTree:
             return Directory(self.root)
         is_directory = self._is_directory(spot)
         if is_directory and not spot.value:
+            self._records.use(spot.prefix)
             return Directory(spot.prefix)
         if spot.value and not (is_directory or self._is_value_only(spot.prefix) or self._was_directory(spot.prefix)):
             return None
@@ -145,7 +147,7 @@ class KVTree:
         """The spots of a directory in the order of their keys, each with whether it is a directory."""
         listing = self._records.listing(prefix)
         files, directories, marker = self._records.cache.snapshot(listing)
-        self._records.expect_scan(prefix, files)
+        self._records.expect_scan(prefix, listing, files)
         self._drop_values(prefix, set(files))
         shown = set(directories) | {above(each)[1] for each in self._empty_below(prefix)}
         keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists and node.unsaved}
@@ -160,6 +162,52 @@ class KVTree:
     def name_of(self, spot: Spot) -> str:
         """The name that shows a spot in its directory."""
         return names.encode(spot.component, spot.value, self._reserved_below(spot.parent))
+
+    # -- the paths of keys -----------------------------------------------------------------------------------
+
+    def path_of_directory(self, prefix: str) -> str:
+        """The path that shows a prefix."""
+        parent, path = self.root, ""
+        for component in prefix[len(self.root) : -1].split("/") if prefix != self.root else ():
+            path += "/" + self.name_of(Spot(parent, component))
+            parent += component + "/"
+        return path or "/"
+
+    def path_in(self, prefix: str, name: str) -> str:
+        """The path of what a level has under a name."""
+        if name.endswith("/"):
+            return self.path_of_directory(prefix + name)
+        value = self._shows_both(prefix, name) or self._is_value_only(f"{prefix}{name}/")
+        return self._below(prefix, Spot(prefix, name, value))
+
+    def paths_of(self, key: str) -> list[str]:
+        """The paths under which the kernel may have a key, or a prefix."""
+        prefix, name = place(key)
+        paths = [self._below(prefix, Spot(prefix, name, value)) for value in (False, True)]
+        return paths if name else [self.path_of_directory(key), *paths]
+
+    def shows(self, prefix: str, name: str) -> Optional[bool]:
+        """Whether a directory shows what a level has under a name, as far as that is known without asking."""
+        listing, key = self._records.cache.peek(prefix), prefix + name
+        if name.endswith("/") and (self._has_unsaved(key) or self._empty_below(prefix, key)):
+            return True
+        node = self._files.find(key)
+        if node is not None and node.exists and node.unsaved:
+            return True
+        return name in listing if listing is not None else None
+
+    def renamed_by_others(self, prefix: str) -> None:
+        """Others have made or removed names in a directory."""
+        listing = self._records.cache.peek(prefix)
+        if listing is not None:
+            self._records.times_of(prefix, listing)
+
+    def _shows_both(self, prefix: str, name: str) -> bool:
+        listing = self._records.cache.peek(prefix)
+        return listing is not None and name in listing.directories
+
+    def _below(self, prefix: str, spot: Spot) -> str:
+        return f"{self.path_of_directory(prefix).rstrip('/')}/{self.name_of(spot)}"
 
     def _reserved_below(self, parent: str) -> frozenset[str]:
         """The names that are taken in a directory."""
@@ -189,7 +237,7 @@ class KVTree:
         return None
 
     def _is_directory(self, spot: Spot) -> bool:
-        if self._has_unsaved(spot.prefix):
+        if self._has_unsaved(spot.prefix) or self._records.is_surely_directory(spot.prefix):
             return True
         try:
             listing: Optional[Listing] = self._records.listing(spot.parent)
@@ -280,12 +328,14 @@ class KVTree:
         if not self._backend.may_write(key):
             raise OSError(errno.EACCES, "the token may not write this key")
 
-    def remove_file(self, path: str) -> None:
+    def remove_file(self, path: str) -> str:
+        """Delete what a path shows; gives its key."""
         spot, entry = self._place(path), self.file(path)
         self.check_writable(entry.key)
         self._moves.remove(entry.key)
         self._value_comes(spot.prefix, False)
         self._left(spot.parent)
+        return entry.key
 
     def make_directory(self, path: str) -> None:
         """Write the marker that Consul's UI writes: the prefix as a key."""

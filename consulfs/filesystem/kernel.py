@@ -1,0 +1,63 @@
+"""What the kernel holds of files: the attributes that it was told of late, and the pages that it may keep.
+
+The kernel shows a file's size for as long as it was told to (`attr_timeout`), and cuts what it reads to that size. So a
+program must not get to read a content whose size the kernel does not know: an open that would is answered ESTALE,
+whereupon the kernel looks the name up and opens it once more. A file that is open goes on with the content whose
+attributes were told (`Node.shown`) until others are asked for, or the kernel has been made to forget them.
+
+Pages are kept from one open to the next while the record is the same.
+
+Owner: `Kernel._lock`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Optional
+
+from cachetools import LRUCache
+
+Version = Optional[int]
+"""Which content: Consul's ModifyIndex; None where it is not stored, or nobody knows."""
+
+REMEMBERED = 1 << 16
+"""Files of which it is remembered; one that is forgotten is looked at anew, and its pages are not kept."""
+
+
+class Kernel:
+    """What the kernel was told.
+
+    :param attr_timeout: seconds for which it takes attributes as true
+    """
+
+    def __init__(self, attr_timeout: float) -> None:
+        self._attr_timeout = attr_timeout
+        self._lock = threading.Lock()
+        self._told: LRUCache[str, tuple[Version, float]] = LRUCache(REMEMBERED)
+        self._pages: LRUCache[str, tuple[str, Version]] = LRUCache(REMEMBERED)
+
+    def tell(self, key: str, version: Version) -> None:
+        """It is being told a file's attributes."""
+        if self._attr_timeout:
+            with self._lock:
+                self._told[key] = version, time.monotonic()
+
+    def is_behind(self, key: str, version: Version) -> bool:
+        """Whether it takes the attributes of another content as true; said once."""
+        with self._lock:
+            told, moment = self._told.pop(key, (version, 0.0))
+            return told != version and moment + self._attr_timeout > time.monotonic()
+
+    def opens(self, path: str, key: str, version: Version) -> bool:
+        """It opens a file; whether the pages that it has of it are those of this content."""
+        with self._lock:
+            kept = version is not None and self._pages.get(key) == (path, version)
+            self._pages[key] = path, version
+            return kept
+
+    def forget(self, key: str) -> None:
+        """It knows better: a program of this mount has changed the file; or it was made to forget."""
+        with self._lock:
+            self._told.pop(key, None)
+            self._pages.pop(key, None)

@@ -1,0 +1,142 @@
+"""inotify for changes that others made: a helper repeats them on the mount, where they are answered and do nothing.
+
+The kernel tells programs of what is done through it, and of nothing else. So a helper process does it once more:
+creates the file that another host has created, cuts the one that was changed to the size that it has, removes the one
+that is gone. Its operations come here. It is answered as things stood before the change, else the kernel would have
+nothing to do: a file that is there already is not created.
+
+The helper is a process of its own, which has no hold of the mount's end: a daemon that is killed inside a call on its
+own mount could not die.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+import threading
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from consulfs.filesystem.branch import Attributes, Branch, Opened
+from consulfs.repeater import Deed, Repeater
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Event:
+    """What is being repeated.
+
+    :ivar done: whether the kernel has asked for it
+    """
+
+    deed: Deed
+    path: str
+    done: bool = False
+
+
+class Replay(Branch):
+    """What the helper finds: everything as it is, but for the one thing that it is to do.
+
+    Owner of `_event`: the thread that calls `repeat`; the operations that it causes only look at it, and set `done`.
+
+    :param keys: what the other programs see
+    """
+
+    def __init__(self, keys: Branch, repeater: Repeater) -> None:
+        self._keys = keys
+        self._repeater = repeater
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # one event after the other
+        self._event: Optional[_Event] = None
+
+    @property
+    def pid(self) -> int:
+        """The helper's process while something is repeated, else 0."""
+        return self._repeater.pid if self._event is not None else 0
+
+    def repeat(self, deed: Deed, path: str) -> None:
+        """Have the helper do it; returns when it is done. For a thread that serves no operation."""
+        with self._lock:
+            self._event = _Event(deed, path)
+            try:
+                failure = self._repeater.repeat(deed, path)
+            finally:
+                self._event = None
+        if failure:
+            log.debug("%s %r could not be repeated: %s", deed.name, path, os.strerror(failure))
+
+    # -- what the helper does --------------------------------------------------------------------------------
+
+    def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
+        event = self._event
+        if event is None:
+            raise OSError(errno.ENOENT, "nothing is repeated")
+        path = event.path if path is None else path
+        if path == event.path:
+            return self._as_before(event)
+        if event.path.startswith(path.rstrip("/") + "/"):
+            return self._directory(path)
+        return self._keys.getattr(path, None)
+
+    def open(self, path: str, flags: int, pid: int) -> Opened:
+        return Opened(next(self._numbers))
+
+    def create(self, path: str, flags: int, pid: int) -> Opened:
+        self._do(path)
+        return Opened(next(self._numbers))
+
+    def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
+        """The size is what it is."""
+
+    def mkdir(self, path: str) -> None:
+        self._do(path)
+
+    def unlink(self, path: str) -> None:
+        self._do(path)
+
+    def rmdir(self, path: str) -> None:
+        self._do(path)
+
+    def read(self, fh: int, size: int, offset: int) -> bytes:
+        return b""
+
+    def release(self, fh: int) -> None:
+        """There is nothing to keep of it."""
+
+    def key_of(self, fh: int) -> str:
+        return self._event.path if self._event is not None else ""
+
+    def _do(self, path: str) -> None:
+        event = self._event
+        if event is None or path != event.path:
+            raise OSError(errno.EPERM, "nothing else is repeated")
+        event.done = True
+
+    def _as_before(self, event: _Event) -> Attributes:
+        made = event.deed in (Deed.CREATE, Deed.MKDIR)
+        if event.deed is not Deed.MODIFY and made is not event.done:
+            # It is not there yet, or not any more.
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if event.deed in (Deed.MKDIR, Deed.RMDIR):
+            return self._directory(event.path)
+        try:
+            found = self._keys.getattr(event.path, None)
+            if stat.S_ISREG(found.mode):
+                return found
+        except OSError:
+            pass  # it is gone, or gone again
+        root = self._keys.getattr("/", None)
+        return replace(root, inode=root.inode + 1, mode=stat.S_IFREG | (root.mode & 0o666), size=0, links=1)
+
+    def _directory(self, path: str) -> Attributes:
+        try:
+            found = self._keys.getattr(path, None)
+            if stat.S_ISDIR(found.mode):
+                return found
+        except OSError:
+            pass
+        return self._keys.getattr("/", None)

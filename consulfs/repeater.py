@@ -1,0 +1,114 @@
+"""A process that does to a mount what it is told: the other half of `filesystem/replay.py`.
+
+It is forked off before there is a mount or a thread, so it has no hold of the mount's end, and lives as long as the
+socket to it. A line of JSON asks for a deed, a line answers with an errno, or 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import errno
+import json
+import os
+import signal
+import socket
+
+PR_SET_NAME = 15
+
+
+class Deed(enum.Enum):
+    """What can be repeated."""
+
+    CREATE = "create"
+    MODIFY = "modify"
+    UNLINK = "unlink"
+    MKDIR = "mkdir"
+    RMDIR = "rmdir"
+
+
+class Repeater:
+    """The process, from here.
+
+    :param root: what the paths are below: the mount point
+    :ivar pid: its number
+    """
+
+    def __init__(self, root: str) -> None:
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _live(root, theirs)
+        theirs.close()
+        self._socket = ours
+        self._answers = ours.makefile("rb")
+
+    def repeat(self, deed: Deed, path: str) -> int:
+        """Have it done; 0, or the errno that it failed with."""
+        try:
+            self._socket.sendall(json.dumps([deed.value, path]).encode() + b"\n")
+            return int(self._answers.readline() or errno.EPIPE)
+        except OSError as error:
+            return error.errno or errno.EIO
+
+    def close(self) -> None:
+        """End it, and whoever waits for it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _live(root: str, theirs: socket.socket) -> None:
+    """The process' whole life."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # sent to the daemon's whole group; it ends when the daemon has
+        ctypes.CDLL(None).prctl(PR_SET_NAME, b"consulfs-repeat")
+        _keep_only(theirs.fileno())
+        os.chdir("/")
+        with theirs.makefile("rb") as asked:
+            for line in asked:
+                deed, path = json.loads(line)
+                theirs.sendall(b"%d\n" % _failure(Deed(deed), root + path))
+    except BaseException:  # nothing of the daemon's may run in here: no handler, no cleaning up
+        os._exit(1)
+    os._exit(0)
+
+
+def _keep_only(descriptor: int) -> None:
+    """Let go of every other file: who reads the daemon's output waits for its end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != descriptor:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def _failure(deed: Deed, path: str) -> int:
+    try:
+        _do(deed, path)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _do(deed: Deed, path: str) -> None:
+    if deed is Deed.MKDIR:
+        os.mkdir(path)
+    elif deed is Deed.RMDIR:
+        os.rmdir(path)
+    elif deed is Deed.UNLINK:
+        os.unlink(path)
+    else:
+        # MODIFY and CLOSE_WRITE, and the kernel learns the size anew.
+        new = os.O_CREAT | os.O_EXCL if deed is Deed.CREATE else 0
+        file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | new, 0o600)
+        try:
+            os.ftruncate(file, os.fstat(file).st_size)
+        finally:
+            os.close(file)

@@ -1,0 +1,260 @@
+"""A directory under watch: what its watchers were told of it, and what has become of it since. No I/O.
+
+A blocking query says that something changed, and how things stand at an index of Consul's. Meanwhile this mount's own
+changes go on, and an answer may be from before one of them. What a write stores bears its index, so the newer counts;
+a delete bears none, so that its name in an answer that was asked for before it says nothing.
+
+Owner of all levels: the cache's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Optional
+
+from consulfs.consulate import Record
+
+MARKER = ""
+"""The name of a directory's own key in its level; a directory's has "/" at its end."""
+
+
+@dataclass
+class Listing:
+    """The names of one level: components of keys, components of prefixes, and whether the level has a marker."""
+
+    files: set[str] = field(default_factory=set)
+    directories: set[str] = field(default_factory=set)
+    marker: bool = False
+
+    @classmethod
+    def of(cls, prefix: str, names: Iterable[str]) -> Listing:
+        """From Consul's list of full names, "a/b" a key and "a/c/" a prefix."""
+        listing = cls()
+        for name in names:
+            rest = name[len(prefix) :]
+            if rest == "":
+                listing.marker = True
+            elif rest.endswith("/"):
+                listing.directories.add(rest[:-1])
+            else:
+                listing.files.add(rest)
+        return listing
+
+    @classmethod
+    def below(cls, prefix: str, keys: Iterable[str]) -> Listing:
+        """From all keys below a prefix, at whatever depth."""
+        return cls.of(prefix, {key[: key.find("/", len(prefix)) + 1] or key for key in keys})
+
+    def names(self) -> set[str]:
+        """All names, each as the level has it."""
+        found = self.files | {f"{name}/" for name in self.directories}
+        return found | {MARKER} if self.marker else found
+
+    def enter(self, name: str, is_there: bool = True) -> None:
+        """A name comes, or goes."""
+        if name == MARKER:
+            self.marker = is_there
+            return
+        names, name = (self.directories, name[:-1]) if name.endswith("/") else (self.files, name)
+        if is_there:
+            names.add(name)
+        else:
+            names.discard(name)
+
+    def __contains__(self, name: str) -> bool:
+        if name == MARKER:
+            return self.marker
+        return name[:-1] in self.directories if name.endswith("/") else name in self.files
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.directories or self.marker)
+
+
+@dataclass(frozen=True)
+class News:
+    """What others have done in a directory: names as a level has them.
+
+    :ivar anew: Consul's indexes have begun anew
+    """
+
+    prefix: str
+    made: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+    anew: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.made or self.gone or self.changed)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query of a directory was answered with.
+
+    :ivar index: Consul's: how things stood then
+    :ivar records: by name, of files in the directory itself, as far as they were asked for
+    """
+
+    index: int
+    listing: Listing
+    records: Mapping[str, Record]
+
+    def of(self, names: Collection[str]) -> Answer:
+        """With the records of these alone."""
+        return replace(self, records={name: record for name, record in self.records.items() if name in names})
+
+    def without(self, names: Collection[str]) -> Answer:
+        """Without the records of these."""
+        return self.of(self.records.keys() - set(names)) if names else self
+
+
+def signature(record: Record) -> int:
+    """Differs where value or flags differ. A ModifyIndex does not tell: locking a key changes it too."""
+    return hash((record.value, record.flags))
+
+
+class Level:
+    """One directory.
+
+    :ivar live: whether a query waits for the next change: what is known is true until it comes
+    :ivar index: Consul's, of the last answer; `before` is that of the one before it
+    :ivar since: when the last change was told: what was asked for before it is old, unless it bears that index
+    :ivar listing: None as long as no answer has told it
+    :ivar listed: when that was so; it counts if that is after `since` and after `doubt`
+    :ivar known: by name, the index and the signature of each file whose content the watchers know
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.live = False
+        self.index = self.before = 0
+        self.since = self.doubt = self.listed = 0.0
+        self.listing: Optional[Listing] = None
+        self.known: dict[str, tuple[int, int]] = {}
+        # What this mount has done since the query was sent: the index of what it wrote (None: unknown), and deletes.
+        self._made: dict[str, Optional[int]] = {}
+        self._gone: set[str] = set()
+
+    def arm(self) -> None:
+        """A query is being sent; it will be answered when there is something newer than `index`."""
+        self.live = self.is_certain and bool(self.index)
+        self._made.clear()
+        self._gone.clear()
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing has come up since its names were told."""
+        return self.listing is not None and self.listed >= max(self.since, self.doubt)
+
+    def wrote(self, name: str, record: Record) -> None:
+        """This mount has stored a key here, or below the directory of that name."""
+        index = record.modify_index
+        if not name.endswith("/"):
+            self.known[name] = index or 0, signature(record)
+        self._made[name] = index
+        self._gone.discard(name)
+        self._enter(name, True)
+
+    def removed(self, name: str) -> None:
+        """This mount has removed a key or a directory here."""
+        self._gone.add(name)
+        self._made.pop(name, None)
+        self._enter(name, False)
+
+    def changed_here(self, name: str, is_there: bool) -> None:
+        """This mount has moved a directory here, or away; what it left behind, or found, is not known."""
+        if is_there:
+            self._made[name] = None
+            self._gone.discard(name)
+            self._enter(name, True)
+        else:
+            self.removed(name)
+
+    def learn(self, name: str, record: Record) -> None:
+        """A program looks at a file for the first time."""
+        if name not in self.known and record.modify_index is not None:
+            self.known[name] = record.modify_index, signature(record)
+
+    def differing(self, answer: Answer) -> set[str]:
+        """The names in which an answer is not what was known: changes of others, or this mount's under way."""
+        return self._names_differing(answer) | {
+            name
+            for name, record in answer.records.items()
+            if name in self.known and self.known[name][1] != signature(record)
+        }
+
+    def take(self, answer: Answer, now: float, busy: Collection[str] = ()) -> Optional[News]:
+        """What a query was answered with: from now on this is known, but for what this mount has done since.
+
+        :param busy: names that this mount is just changing; see `settle`
+        :return: what others did; None where it cannot be told whether the answer is from before a change here: ask anew
+        """
+        self.live = False
+        if answer.index != self.index:
+            self.before, self.index, self.since = self.index, answer.index, now
+        first = self.listing is None
+        if first:
+            self.listing = Listing()
+        news = self.settle(answer, (self._names_differing(answer) | answer.records.keys()) - set(busy))
+        if news is None:
+            self.listing = None if first else self.listing
+            return None
+        self.listed = now
+        return News(self.prefix) if first else news
+
+    def settle(self, answer: Answer, names: Collection[str]) -> Optional[News]:
+        """The same for some of the names, once this mount is done with them."""
+        made, gone, changed = set(), set(), set()
+        for name in names:
+            there, here = name in answer.listing, self.listing is not None and name in self.listing
+            if there and name in self._gone:
+                return None
+            if there and not here:
+                made.add(name)
+            elif here and not there:
+                own = self._made.get(name, 0)
+                if own is None:
+                    return None
+                if own <= answer.index:
+                    gone.add(name)
+            if name in answer.records and self._compare(name, answer.records[name]) and here:
+                changed.add(name)
+        for name in made | gone:
+            self._enter(name, name in made)
+        return News(self.prefix, frozenset(made), frozenset(gone), frozenset(changed))
+
+    def compare(self, records: Mapping[str, Record]) -> News:
+        """Files that were read since: what others did to them."""
+        return News(
+            self.prefix, changed=frozenset(name for name, record in records.items() if self._compare(name, record))
+        )
+
+    def _names_differing(self, answer: Answer) -> set[str]:
+        return (self.listing.names() if self.listing is not None else set()) ^ answer.listing.names()
+
+    def _enter(self, name: str, is_there: bool) -> None:
+        if self.listing is not None:
+            self.listing.enter(name, is_there)
+        if not is_there:
+            self.known.pop(name, None)
+
+    def _compare(self, name: str, record: Record) -> bool:
+        """Whether a file's value or flags are not what was known of them; from now on they are."""
+        known, index = self.known.get(name), record.modify_index or 0
+        if known is not None and known[0] > index:
+            return False  # stored here since
+        self.known[name] = index, signature(record)
+        if known is None:  # nobody has looked at it yet: it has changed where the last answer but one was before that
+            return 0 < self.before < index
+        return known[1] != signature(record)
+
+    def suspects(self, most: int) -> list[str]:
+        """The files, those known last first, whose content may have changed by the last answer."""
+        old = [name for name, (index, _) in self.known.items() if index < self.index]
+        return old[: -most - 1 : -1]
+
+    def forget(self) -> None:
+        """Consul's indexes have begun anew: none that is known says anything of those to come."""
+        self.live, self.index, self.before = False, 0, 0
+        self.known = {name: (0, mark) for name, (_, mark) in self.known.items()}

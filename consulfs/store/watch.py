@@ -1,0 +1,234 @@
+"""One directory's watch: a blocking query that is answered when something in the directory, or below it, has changed.
+
+    a directory of few and small files   is told with all of its records: nothing is left to ask
+    any other                            is told by its names; what is known of its files is looked at again
+
+What others did is told to the listeners. While nobody answers, what is known of the directory is true for a second, as
+without a watch.
+
+By the book (https://www.consul.io/api-docs/features/blocking): an index that goes back begins anew, and failures are
+retried with growing pauses. So are answers in which nothing of the directory itself has changed: a query on a prefix
+that does not exist is answered at each write to the store, one on the root at each write that is not its own.
+
+A watch runs on a thread of its own, which no operation waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Callable, Protocol
+
+from consulfs.consulate import Consul, ConsulateException, Forbidden, Record
+from consulfs.store.cache import Cache
+from consulfs.store.levels import Answer, Level, Listing, News
+from consulfs.store.turns import Turns
+
+log = logging.getLogger(__name__)
+
+WAIT = 60.0
+"""Seconds after which a query is answered in any case: for so long a connection that died unseen is trusted."""
+
+GRACE = 5.0
+"""Seconds beyond that, and beyond Consul's own spread of a sixteenth, for the answer to travel."""
+
+FEW_FILES, FEW_BYTES = 1024, 1 << 18
+"""A directory of so many files, with values of so many bytes together, and without directories, is told whole."""
+
+KNOWN_FILES = 256
+"""Of any other so many files are looked at again when something has changed in it or below it."""
+
+BATCH = 64
+"""Records that are read at once: the operations of a transaction."""
+
+SHARE = 4.0
+"""A watch rests so many times as long as its answers keep the processor busy."""
+
+VAIN, FAILED = (0.02, 1.0), (0.1, 10.0)
+"""The first and the longest pause after an answer in which nothing was new, and after a failure; seconds."""
+
+OWN_SECONDS = 0.5
+"""For so long is waited for this mount's own change of a key, to tell it from another's."""
+
+
+class Listener(Protocol):
+    """Is told what others did in a directory, with records of its files, by name, as far as they were read."""
+
+    def __call__(self, news: News, records: Mapping[str, Record]) -> None: ...
+
+
+Pinned = Callable[[str, Iterable[str]], bool]
+"""Whether a program waits for changes of a directory, or of its files, without asking: by inotify."""
+
+
+class Pause:
+    """Growing pauses, with some jitter."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first, self._longest = first, longest
+        self.reset()
+
+    def reset(self) -> None:
+        self._next = self._first
+
+    def grow(self) -> float:
+        """The next pause."""
+        now, self._next = self._next, min(self._next * 2, self._longest)
+        return now * random.uniform(0.75, 1.0)
+
+
+class Watch:
+    """The watch of one directory.
+
+    :param consul: a client with connections of its own
+    :ivar used: when a program last used the directory
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        consul: Consul,
+        cache: Cache,
+        turns: Turns,
+        consistency: str,
+        listeners: Sequence[Listener],
+        is_pinned: Pinned,
+    ) -> None:
+        self.level = level
+        self.prefix = level.prefix
+        self.used = time.monotonic()
+        self._consul = consul
+        self._cache = cache
+        self._turns = turns
+        self._consistency = consistency
+        self._listeners = listeners
+        self._is_pinned = is_pinned
+        self._ended = threading.Event()
+        self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
+        self._is_whole = self._has_looked = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
+    def end(self) -> None:
+        """Have `run` return, whatever it waits for."""
+        self._ended.set()
+        self._consul.abort()
+
+    def run(self) -> None:
+        """Until `end`.
+
+        :raises Forbidden: the directory may not be listed
+        """
+        anew = True
+        while not self.has_ended:
+            index = self._cache.arm(self.level)
+            begin = time.thread_time()
+            try:
+                answer = self._ask(1 if anew else index)
+                if answer.index == index and not anew:
+                    continue
+                pause, anew = self._heed(answer, index)
+                self._failed.reset()
+            except Forbidden:
+                raise
+            except ConsulateException as error:
+                self._cache.disarm(self.level)
+                log.debug("the watch of %r: %s", self.prefix, error)
+                pause, anew = self._failed.grow(), True
+            self._ended.wait(max(pause, SHARE * (time.thread_time() - begin)))
+
+    def _heed(self, answer: Answer, index: int) -> tuple[float, bool]:
+        """Make of an answer what is known now: (seconds to rest, whether the next query is to be answered at once)."""
+        if answer.index < index:
+            self._cache.begin_anew(self.level)
+            self._tell(News(self.prefix, anew=True), {})
+            return 0.0, True
+        differing = self._cache.differing(self.level, answer)
+        busy = {key[len(self.prefix) :] for key in self._turns.taken(self.prefix + name for name in differing)}
+        news = self._cache.take(self.level, answer, busy)
+        if news is None:
+            return self._vain.grow(), True
+        told = self._tell(news, answer.without(busy).records)
+        if busy:
+            self._turns.wait_free([self.prefix + name for name in busy], OWN_SECONDS)
+            late = self._cache.settle(self.level, answer, busy)
+            if late is None:
+                return self._vain.grow(), True
+            self._tell(late, answer.of(busy).records)
+            told = True  # not in vain: this mount's own change is news to the store
+        if not self._is_whole:
+            told |= self._look_again(answer.listing)
+        if told:
+            self._vain.reset()
+            return 0.0, False
+        return self._vain.grow(), False
+
+    def _tell(self, news: News, records: Mapping[str, Record]) -> bool:
+        """Tell the listeners; whether there is news."""
+        if news or news.anew or records:
+            for listener in self._listeners:
+                listener(news, records)
+        return bool(news)
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    def _ask(self, index: int) -> Answer:
+        """The query itself; with 1 it is answered at once."""
+        kv, wait = self._consul.kv, f"{WAIT:g}s"
+        if self._is_whole:
+            found = kv.tree(self.prefix, index=index, wait=wait, timeout=GRACE, consistency=self._consistency)
+            listing = Listing.below(self.prefix, [record.key for record in found])
+            records = self._here(found)
+            size = sum(len(record.value) for record in found)
+            self._is_whole = not (listing.directories or len(found) > FEW_FILES or size > FEW_BYTES)
+        else:
+            names = kv.names(self.prefix, "/", index=index, wait=wait, timeout=GRACE, consistency=self._consistency)
+            listing, records = Listing.of(self.prefix, names), {}
+        return Answer(kv.meta.index or 0, listing, records)
+
+    def _look_again(self, listing: Listing) -> bool:
+        """After an answer of names alone: what has become of the files; whether there is news.
+
+        The first time, a directory that is small enough is read whole.
+        """
+        if not self._has_looked:
+            self._has_looked = True
+            return self._tell_compared(self._load(listing))
+        told = False
+        suspects = self._cache.suspects(self.level, KNOWN_FILES)
+        if len(listing.files) <= KNOWN_FILES and self._is_pinned(self.prefix, listing.files):
+            suspects = [self.prefix + name for name in sorted(listing.files)]
+        for start in range(0, len(suspects), BATCH):
+            told |= self._tell_compared(self._read(suspects[start : start + BATCH]))
+        return told
+
+    def _load(self, listing: Listing) -> dict[str, Record]:
+        """The files of a directory that has few and small ones, and nothing else; none of another."""
+        if listing.directories or len(listing.files) > FEW_FILES:
+            return {}
+        records, size = [], 0
+        for record in self._consul.kv.stream(self.prefix, index=1, wait="1s", timeout=GRACE):
+            records.append(record)
+            size += len(record.value)
+            if size > FEW_BYTES or len(records) > FEW_FILES:
+                return {}
+        self._is_whole = True
+        return self._here(records)
+
+    def _read(self, keys: Sequence[str]) -> dict[str, Record]:
+        """Records by name, as a leader has them: a server that lags behind may not know yet what has changed."""
+        mode = "default" if self._consistency == "stale" else self._consistency
+        return self._here(self._consul.kv.read_many(keys, timeout=GRACE, consistency=mode).values())
+
+    def _tell_compared(self, records: Mapping[str, Record]) -> bool:
+        return self._tell(self._cache.compare(self.level, records), records)
+
+    def _here(self, records: Iterable[Record]) -> dict[str, Record]:
+        """Those that stand in the directory itself, by name."""
+        at = len(self.prefix)
+        return {record.key[at:]: record for record in records if "/" not in record.key[at:]}

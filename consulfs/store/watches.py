@@ -1,0 +1,171 @@
+"""Which directories are under watch: those that programs use, as many as there are slots.
+
+Owner of the slots and of the directories that wait for one: `Watches._lock`, never held across a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import Callable, Optional
+
+from consulfs.consulate import Consul, Forbidden
+from consulfs.consulate.api.records import travels_in_url
+from consulfs.store.cache import Cache
+from consulfs.store.turns import Turns
+from consulfs.store.watch import GRACE, Listener, Pinned, Watch
+
+log = logging.getLogger(__name__)
+
+SLOTS = 32
+"""Directories under watch at once: a Consul agent admits 200 connections an address."""
+
+STAY = 2.0
+"""Seconds for which a directory keeps its slot after it was last used, whoever waits for one."""
+
+FRESH = 5.0
+"""Seconds for which a directory that was used waits for a slot."""
+
+
+class Watches:
+    """The watches of one datacenter's keys.
+
+    :param client: makes a client with connections of its own, whose waits are not interrupted
+    :param consistency: of the queries
+    :param is_pinned: those keep their slots
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Consul],
+        cache: Cache,
+        turns: Turns,
+        consistency: str = "default",
+        is_pinned: Pinned = lambda prefix, names: False,
+        slots: int = SLOTS,
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._turns = turns
+        self._consistency = consistency
+        self._is_pinned = is_pinned
+        self._most = slots
+        self._listeners: list[Listener] = []
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._slots: dict[str, Watch] = {}
+        self._wanted: OrderedDict[str, float] = OrderedDict()
+        self._keeper: Optional[threading.Thread] = None
+        self._threads: list[threading.Thread] = []
+        self._ended = False
+
+    def __len__(self) -> int:
+        """The directories under watch."""
+        return len(self._slots)
+
+    def listen(self, listener: Listener) -> None:
+        """Have somebody told of what others do. Before the first directory is used."""
+        self._listeners.append(listener)
+
+    def use(self, prefix: str) -> None:
+        """A program uses a directory."""
+        slot = self._slots.get(prefix)
+        if slot is not None:
+            slot.used = time.monotonic()
+        elif travels_in_url(prefix) or not prefix:
+            with self._lock:
+                is_new = prefix not in self._wanted
+                self._wanted[prefix] = time.monotonic()
+                self._wanted.move_to_end(prefix)
+                if len(self._wanted) > 2 * self._most:
+                    self._wanted.popitem(last=False)
+                if is_new:
+                    self._begin()
+                    self._changed.notify()
+
+    def end(self) -> None:
+        """End all watches; returns when none of their threads will tell anybody anything any more."""
+        with self._lock:
+            self._ended = True
+            self._changed.notify_all()
+            slots, threads = list(self._slots.values()), list(self._threads)
+        for slot in slots:
+            slot.end()
+        for thread in threads:
+            thread.join(GRACE)
+
+    # -- who is watched --------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._keeper is None and not self._ended:
+            self._keeper = threading.Thread(target=self._keep, name="watches", daemon=True)
+            self._keeper.start()
+
+    def _keep(self) -> None:
+        """Give slots to those that want one. Sleeps while nobody does."""
+        while True:
+            with self._lock:
+                while not (self._wanted or self._ended):
+                    self._changed.wait()
+                if self._ended:
+                    return
+                prefix, used = self._wanted.popitem()
+                is_full = len(self._slots) >= self._most
+            if time.monotonic() - used > FRESH or prefix in self._slots:
+                continue
+            if is_full and not self._make_room():
+                time.sleep(STAY / 4)  # those that want a slot meanwhile come in between, the last one first
+                with self._lock:
+                    self._wanted.setdefault(prefix, used)
+                    self._wanted.move_to_end(prefix, last=False)
+                continue
+            self._start(prefix)
+
+    def _make_room(self) -> bool:
+        """End the watch that was used least lately, unless each was used just now."""
+        idle = time.monotonic() - STAY
+        with self._lock:
+            slots = sorted((slot for slot in self._slots.values() if slot.used < idle), key=lambda slot: slot.used)
+        for slot in slots:
+            listing = self._cache.peek(slot.prefix)
+            if self._is_pinned(slot.prefix, self._cache.snapshot(listing)[0] if listing is not None else ()):
+                slot.used = time.monotonic()
+                continue
+            self._drop(slot)
+            slot.end()
+            return True
+        return False
+
+    def _start(self, prefix: str) -> None:
+        level = self._cache.watch(prefix)
+        watch = Watch(
+            level, self._client(), self._cache, self._turns, self._consistency, self._listeners, self._is_pinned
+        )
+        thread = threading.Thread(target=self._run, args=(watch,), name=f"watch {prefix}", daemon=True)
+        with self._lock:
+            if self._ended:
+                return
+            self._slots[prefix] = watch
+            self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+            thread.start()
+
+    def _run(self, watch: Watch) -> None:
+        try:
+            watch.run()
+        except Forbidden as error:
+            log.info("%r is not watched: %s", watch.prefix, error)
+        except Exception:
+            if not watch.has_ended:
+                log.exception("the watch of %r has ended", watch.prefix)
+        finally:
+            self._drop(watch)
+            watch.end()
+
+    def _drop(self, watch: Watch) -> None:
+        """From now on the directory is as any other."""
+        with self._lock:
+            if self._slots.get(watch.prefix) is watch:
+                del self._slots[watch.prefix]
+        self._cache.unwatch(watch.level)
