@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Iterable
 from typing import Callable, Optional, Union
 
 from consulfs import binding
 from consulfs._version import __version__
 from consulfs.consulate import Consul
 from consulfs.filesystem import Datacenter, Filesystem, Kernel, KVBranch, Notices, Others, Owner, Replay, VirtualBranch
+from consulfs.inotify import Watched
 from consulfs.metrics import Metrics
 from consulfs.options import Options, settled, shown
 from consulfs.repeater import Repeater
@@ -30,9 +32,13 @@ from consulfs.store.sessionlock import SessionLock
 from consulfs.store.sessions import KeptSession
 from consulfs.store.times import Times
 from consulfs.store.turns import Turns
+from consulfs.store.watch import Pinned
 from consulfs.store.watches import Watches
 from consulfs.tree.kv import KVTree
 from consulfs.tree.virtual import DATACENTERS, ENDPOINTS, NAMES, Answers, Facts, VirtualTree
+
+ROOT_INODE = 1
+"""What the kernel calls a mount's root before it has asked for its attributes."""
 
 Client = Callable[[Optional[str]], Consul]
 """Gives the client for a datacenter; None stands for the mount's own."""
@@ -183,11 +189,26 @@ class Assembly:
         if not space and options["cache"] == "watch":
             if self._repeater is not None:
                 self._replay = others.replay = Replay(keys, self._repeater)
-            watches = Watches(self._watching, cache, turns, options["consistency"])
+            watches = Watches(self._watching, cache, turns, options["consistency"], self._pins(inodes))
             watches.listen(others)
             records.use = watches.use
             self._watches.append(watches)
         return keys
+
+    def _pins(self, inodes: Inodes) -> Pinned:
+        """Tells of directories whether programs wait for them by inotify."""
+        if self._repeater is None:
+            return lambda prefix, names: False
+        watched, root = Watched(self._mountpoint), self._source.prefix
+
+        def is_pinned(prefix: str, names: Iterable[str]) -> bool:
+            found = watched.inodes()
+            own = {inodes.number(prefix)} | ({ROOT_INODE} if prefix == root else set())
+            return bool(found) and (
+                not found.isdisjoint(own) or any(inodes.number(prefix + name) in found for name in names)
+            )
+
+        return is_pinned
 
     def _count(self) -> None:
         """Have the metrics ask for what is counted by the parts themselves."""

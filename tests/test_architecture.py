@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "consulfs"
 FLOORS = {
     "consulate": 0,
     "errors": 1,
+    "inotify": 1,
     "metrics": 1,
     "names": 1,
     "options": 1,

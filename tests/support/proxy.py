@@ -225,12 +225,20 @@ class Proxy:
         count.seconds = time.monotonic() - begin
         time.sleep(0.15)  # a release is asynchronous
         with self.lock:
-            count.requests = self.requests[start:]
+            made = self.requests[start:]
+        count.requests = [seen for seen in made if not seen.is_watch]
+        count.watches = [seen for seen in made if seen.is_watch]
 
 
 class Count:
+    """What was asked.
+
+    :ivar watches: blocking queries, which no operation waits for
+    """
+
     def __init__(self) -> None:
         self.requests: list[Seen] = []
+        self.watches: list[Seen] = []
         self.seconds = 0.0
 
     @property
