@@ -6,7 +6,6 @@ import errno
 import logging
 import logging.handlers
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from consulfs.consulate.settings import Security, token_of
 from consulfs.devagent import DevAgent, NoAgent
 from consulfs.errors import OutOfTime
 from consulfs.metrics import Metrics
+from consulfs.mounts import mounted_at
 from consulfs.options import Options, settled
 from consulfs.repeater import Repeater
 from consulfs.source import Source
@@ -67,12 +67,8 @@ def check_mountpoint(path: str) -> None:
 
 def _has_consulfs(path: str) -> bool:
     """Whether what is mounted at a path is ours: another over it would hide it, and `umount` end the wrong one."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        lines = [line.split() for line in mounts]
-    # A space in a path is \040 there, and so on (proc(5)).
-    at = {re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line[4]): line for line in lines}
-    found = at.get(os.path.realpath(path))
-    return found is not None and found[found.index("-") + 1] == "fuse.consulfs"
+    mounted = mounted_at(path)
+    return mounted is not None and mounted.kind == "fuse.consulfs"
 
 
 def read_token(options: Options) -> Optional[str]:

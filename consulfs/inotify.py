@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterator
 from typing import Optional
 
-_WATCH = re.compile(r"^inotify wd:\S+ ino:([0-9a-f]+) sdev:([0-9a-f]+)", re.MULTILINE)
+from consulfs.mounts import mounted_at
 
-_MINOR_BITS = 20
-"""Of a device's number, as the kernel has it within."""
+_WATCH = re.compile(r"^inotify wd:\S+ ino:([0-9a-f]+) sdev:([0-9a-f]+)", re.MULTILINE)
 
 MOMENT = 0.1
 """Seconds for which a look counts."""
@@ -30,7 +29,7 @@ class Watched:
     """
 
     def __init__(self, mountpoint: str) -> None:
-        self._mountpoint = os.path.realpath(mountpoint)
+        self._mountpoint = mountpoint
         self._lock = threading.Lock()  # owns what follows
         self._device: Optional[int] = None
         self._looked = 0.0
@@ -40,23 +39,12 @@ class Watched:
         """Their inode numbers."""
         with self._lock:
             if self._device is None:
-                self._device = _device_of(self._mountpoint)
+                mounted = mounted_at(self._mountpoint)
+                self._device = mounted.device if mounted is not None else None
             if self._device is not None and time.monotonic() - self._looked > MOMENT:
                 self._inodes = frozenset(inode for inode, device in _watches() if device == self._device)
                 self._looked = time.monotonic()
             return self._inodes
-
-
-def _device_of(mountpoint: str) -> Optional[int]:
-    """The number of a mount's device, as the kernel has it; not by stat(2), which would ask the daemon itself."""
-    found = None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            words = line.split()
-            if re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), words[4]) == mountpoint:
-                major, minor = words[2].split(":")
-                found = int(major) << _MINOR_BITS | int(minor)
-    return found
 
 
 def _watches() -> Iterator[tuple[int, int]]:

@@ -8,8 +8,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "consulfs"
 FLOORS = {
     "consulate": 0,
     "errors": 1,
-    "inotify": 1,
+    "inotify": 2,
     "metrics": 1,
+    "mounts": 1,
     "names": 1,
     "options": 1,
     "processes": 1,

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Optional
-
-from cachetools import LRUCache
+from typing import Any, Optional
 
 Version = Optional[int]
 """Which content: Consul's ModifyIndex; None where it is not stored, or nobody knows."""
@@ -34,13 +32,14 @@ class Kernel:
     def __init__(self, attr_timeout: float) -> None:
         self._attr_timeout = attr_timeout
         self._lock = threading.Lock()
-        self._told: LRUCache[str, tuple[Version, float]] = LRUCache(REMEMBERED)
-        self._pages: LRUCache[str, tuple[str, Version]] = LRUCache(REMEMBERED)
+        self._told: dict[str, tuple[Version, float]] = {}
+        self._pages: dict[str, tuple[str, Version]] = {}
 
     def tell(self, key: str, version: Version) -> None:
         """It is being told a file's attributes."""
         if self._attr_timeout:
             with self._lock:
+                _make_room(self._told)
                 self._told[key] = version, time.monotonic()
 
     def is_behind(self, key: str, version: Version) -> bool:
@@ -53,6 +52,7 @@ class Kernel:
         """It opens a file; whether the pages that it has of it are those of this content."""
         with self._lock:
             kept = version is not None and self._pages.get(key) == (path, version)
+            _make_room(self._pages)
             self._pages[key] = path, version
             return kept
 
@@ -61,3 +61,9 @@ class Kernel:
         with self._lock:
             self._told.pop(key, None)
             self._pages.pop(key, None)
+
+
+def _make_room(table: dict[str, Any]) -> None:
+    """Forget what was entered first. Not least lately used: that would cost more than it saves, at every open."""
+    if len(table) >= REMEMBERED:
+        del table[next(iter(table))]

@@ -151,7 +151,7 @@ class KVBranch(Branch):
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             self._check_writable()
             self._tree.check_writable(entry.key)
-        handle = self._files.open(entry.key, flags, pid)
+        handle = self._files.open(entry.key, flags, pid, entry.record)
         version = handle.node.version
         if version is not None and not flags & os.O_TRUNC and self._kernel.is_behind(entry.key, version):
             self._files.detach(handle)

@@ -92,6 +92,7 @@ class Cache:
 
     :param size: bytes of records
     :param lifetime: seconds for which an answer is true; 0: only what a watch vouches for, or nothing
+    :ivar version: another one when a name has come or gone: what was concluded from listings is to be concluded anew
     """
 
     def __init__(self, size: int, lifetime: float = LIFETIME) -> None:
@@ -103,6 +104,7 @@ class Cache:
         self._listings: LRUCache[str, _Listed] = LRUCache(MOST_LISTED, getsizeof=_names_in)
         self._levels: dict[str, Level] = {}
         self.hits = self.misses = 0
+        self.version = 0
         self._clock = 0
         self._changed: LRUCache[str, int] = LRUCache(_REMEMBERED_CHANGES)
         self._changed_before = 0
@@ -124,6 +126,21 @@ class Cache:
                 return entry.known
             self.misses += 1
             return None
+
+    def warm(self, prefix: str, key: str) -> Optional[Record]:
+        """The record of a key in this directory, if it is there and both its names and the record are known."""
+        with self._lock:
+            entry = self._records.get(key)
+            if (
+                entry is None
+                or not isinstance(entry.known, Record)
+                or not self._is_true(prefix, entry.asked, entry.known.modify_index)
+                or self._listing(prefix) is None
+            ):
+                return None
+            self._records.move_to_end(key)
+            self.hits += 1
+            return entry.known
 
     def put(self, key: str, known: Known, ticket: Ticket) -> Optional[Known]:
         """What Consul said of a key.
@@ -209,6 +226,7 @@ class Cache:
         """This mount has removed a directory."""
         with self._lock:
             self._changes(prefix)
+            self.version += 1
             self._listings.pop(prefix, None)
             parent, component = above(prefix)
             self._unname(parent, f"{component}/")
@@ -216,6 +234,7 @@ class Cache:
     def directory_moved(self, old: str, new: str) -> None:
         """This mount has renamed a directory, or some of it, and `forget_below` was called for both."""
         with self._lock:
+            self.version += 1
             for prefix in (old, new):
                 parent, component = above(prefix)
                 level = self._levels.get(parent)
@@ -288,10 +307,12 @@ class Cache:
         """A query's answer; see `Level.take`."""
         now = time.monotonic()
         with self._lock:
+            is_first = level.listing is None
             news = level.take(answer, now, busy)
             if news is not None:
                 self._listings.pop(level.prefix, None)
                 self._learn(level, news, answer.without(busy).records, now)
+            self.version += news is None or is_first or bool(news.made or news.gone)
             return news
 
     def settle(self, level: Level, answer: Answer, names: Collection[str]) -> Optional[News]:
@@ -301,6 +322,7 @@ class Cache:
             news = level.settle(answer, names)
             if news is not None:
                 self._learn(level, news, answer.of(names).records, now)
+            self.version += 1
             return news
 
     def compare(self, level: Level, records: Mapping[str, Record]) -> News:
@@ -353,12 +375,14 @@ class Cache:
         level = self._levels.get(prefix)
         if level is not None and asked >= level.since and level.listing == listing:
             level.listed = max(level.listed, asked)  # what was in doubt is not any more
-        self._listings.pop(prefix, None)
+        before = self._listings.pop(prefix, None)
+        self.version += before is None or before.listing != listing
         found = _Listed(listing, asked)
         if _names_in(found) <= MOST_LISTED:
             self._listings[prefix] = found
 
     def _doubt(self, prefix: str) -> None:
+        self.version += 1
         self._listings.pop(prefix, None)
         level = self._levels.get(prefix)
         if level is not None:
@@ -393,9 +417,11 @@ class Cache:
         while True:
             listed = self._listings.get(prefix)
             if listed is not None:
+                self.version += name not in listed.listing
                 listed.listing.enter(name)
             level = self._levels.get(prefix)
             if level is not None:
+                self.version += level.listing is None or name not in level.listing
                 level.wrote(name, record)
             if not prefix:
                 return
@@ -403,6 +429,7 @@ class Cache:
             name = f"{component}/"
 
     def _unname(self, prefix: str, name: str) -> None:
+        self.version += 1
         listed = self._listings.get(prefix)
         if listed is not None:
             listed.listing.enter(name, False)

@@ -107,6 +107,7 @@ class OpenFiles:
         self._on_moved: list[Callable[[str, str], None]] = []
         # Renames whose answer never came, under both names.
         self._doubtful: TTLCache[str, Rename] = TTLCache(1 << 12, DOUBT_SECONDS)
+        self.has_doubts = False  # of any, ever: what is asked at each open is to cost nothing
 
     def listen(
         self,
@@ -181,16 +182,18 @@ class OpenFiles:
 
     # -- opening ---------------------------------------------------------------------------------------------
 
-    def open(self, key: str, flags: int, opener: int) -> Handle:
+    def open(self, key: str, flags: int, opener: int, found: Optional[Record] = None) -> Handle:
         """Open a key that exists.
 
+        :param found: its record, if that was read just now
         :raises OSError: ESTALE where it does not: the kernel then looks the name up again, and creates it if it may
         """
         self.settle_rename(key)
         while True:
             node = self.find(key)
             unsaved = node is not None and node.unsaved
-            record = None if unsaved else self._records.get(key)
+            record = None if unsaved else found or self._records.get(key)
+            found = None
             if record is None and not unsaved:
                 raise OSError(errno.ESTALE, "deleted by another host")
             handle = self._attach(key, record, None, flags, opener)
@@ -532,11 +535,14 @@ class OpenFiles:
         with self._lock:
             if rename.old in self._nodes or rename.new in self._nodes:
                 self._doubtful[rename.old] = self._doubtful[rename.new] = rename
+                self.has_doubts = True
         for key in (rename.old, rename.new):
             self._records.cache.forget(key)
 
     def settle_rename(self, key: str) -> None:
         """Learn what became of a rename whose answer never came, and let the open files follow it."""
+        if not self.has_doubts:
+            return
         with self._lock:
             rename = self._doubtful.get(key)
         if rename is None:

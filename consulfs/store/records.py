@@ -52,6 +52,11 @@ class Records:
             known = self._fetch_in_scan(prefix, key) or self._fetch(key)
         return None if isinstance(known, Missing) else known
 
+    def warm(self, prefix: str, key: str) -> Optional[Record]:
+        """The record of a key in this directory, as far as all of it is known without asking."""
+        self.use(prefix)
+        return self.cache.warm(prefix, key)
+
     def fresh(self, key: str, consistent: bool = False) -> Optional[Record]:
         """A key's record as of now.
 
@@ -79,8 +84,8 @@ class Records:
 
     def times_of(self, prefix: str, listing: Listing) -> None:
         """A directory holds these names now: its time changes with them."""
-        content = frozenset(listing.files | {name + "/" for name in listing.directories})
-        self._times.seen(prefix, content)
+        files, directories, _ = self.cache.snapshot(listing)
+        self._times.seen(prefix, (tuple(files), tuple(directories)))
 
     def is_surely_directory(self, prefix: str) -> bool:
         """Whether a watch says that there are keys below, where the listing that would show it is not known."""

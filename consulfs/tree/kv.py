@@ -33,6 +33,9 @@ from consulfs.store.records import Records
 from consulfs.store.times import Times
 from consulfs.tree.spot import Spot, step
 
+REMEMBERED = 1 << 14
+"""Paths of files whose keys are remembered."""
+
 FORMER_SECONDS = 60.0
 """For so long a removed directory's value is still found under its name "foo%value" as well."""
 
@@ -88,6 +91,7 @@ class KVTree:
         self._lock = threading.Lock()
         self._empty: LRUCache[str, bool] = LRUCache(1 << 16)
         self._value_only: LRUCache[str, bool] = LRUCache(1 << 12)
+        self._found: dict[str, tuple[int, str, str]] = {}
         self._former: TTLCache[str, bool] = TTLCache(1 << 12, FORMER_SECONDS)
 
     # -- looking ---------------------------------------------------------------------------------------------
@@ -108,6 +112,24 @@ class KVTree:
 
     def lookup(self, path: str) -> Optional[Entry]:
         """What stands at a path, or None."""
+        return self._look_again(path) or self._look(path)
+
+    def _look_again(self, path: str) -> Optional[File]:
+        """A file that was found under a path before, while no name has come or gone."""
+        version, parent, key = self._found.get(path, (-1, "", ""))
+        if version != self._records.cache.version or self._files.has_doubts:
+            return None
+        node = self._files.find(key)
+        record = self._records.warm(parent, key)
+        if record is None or (node is not None and (node.unsaved or not node.exists)):
+            return None
+        if node is not None:
+            with node.state:
+                node.adopt(record)
+        return File(key, node, record)
+
+    def _look(self, path: str) -> Optional[Entry]:
+        version = self._records.cache.version
         try:
             spot = self.locate(path)
         except OSError as error:
@@ -122,7 +144,12 @@ class KVTree:
             return Directory(spot.prefix)
         if spot.value and not (is_directory or self._is_value_only(spot.prefix) or self._was_directory(spot.prefix)):
             return None
-        return self._file_at(spot)
+        found = self._file_at(spot)
+        if found is not None and spot.component and not spot.value:
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[path] = version, spot.parent, spot.key
+        return found
 
     def existing(self, path: str) -> Entry:
         """What stands at a path; ENOENT where nothing does."""
