@@ -149,7 +149,7 @@ class Assembly:
         lifetime = 0.0 if options["cache"] == "off" else LIFETIME
         cache = self._caches[f"keys {space}".rstrip()] = Cache(options["cache_size"], lifetime)
         turns = Turns(patience)
-        records = Records(backend, cache, times)
+        records = Records(backend, cache, times, binding.caller)
         files = OpenFiles(backend, records, patience, turns, times, inodes, flags)
         host, ttl = socket.gethostname(), options["lock_ttl"]
         name = f"consulfs {host}:{self._mountpoint} {secrets.token_hex(4)}"

@@ -32,7 +32,7 @@ if ctypes.util.find_library("fuse3"):
 import mfusepy  # type: ignore[import-untyped]  # it brings no annotations
 
 if TYPE_CHECKING:
-    from consulfs.filesystem import Filesystem
+    from consulfs.filesystem import Attributes, Filesystem
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ LOOP_ENDED = 8
 
 UNKNOWN_INODE = 0xFFFFFFFF
 """libfuse's own, for a name in a listing whose number is not known (lib/fuse.c)."""
+
+READDIR_PLUS, FILL_DIR_PLUS = 1, 2
+"""The kernel takes attributes along with names, and here they are (fuse.h): then it does not ask for each."""
 
 UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
 
@@ -240,19 +243,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
     # -- names and attributes --------------------------------------------------------------------------------
 
     def getattr_fuse_3(self, path: Optional[bytes], buffer: Any, info: Any) -> None:
-        found = self._fs.getattr(None if path is None else _name(path), _handle(info))
-        ctypes.memset(buffer, 0, ctypes.sizeof(mfusepy.c_stat))
-        out = buffer.contents
-        out.st_ino, out.st_mode, out.st_nlink = found.inode, found.mode, found.links
-        out.st_size, out.st_uid, out.st_gid = found.size, found.uid, found.gid
-        out.st_blksize, out.st_blocks = 4096, (found.size + 511) // 512
-        for field, value in (
-            ("st_mtimespec", found.mtime),
-            ("st_ctimespec", found.ctime),
-            ("st_atimespec", found.mtime),
-        ):
-            timespec = getattr(out, field)
-            timespec.tv_sec, timespec.tv_nsec = divmod(value, 10**9)
+        buffer[0] = _stat(self._fs.getattr(None if path is None else _name(path), _handle(info)))
 
     def opendir(self, path: bytes, info: Any) -> None:
         # The handle carries the path: with nullpath_ok readdir comes without one.
@@ -268,8 +259,13 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
         entry.st_mode, entry.st_ino = stat.S_IFDIR, UNKNOWN_INODE  # readdir(3) leaves out a name whose number is 0
         for name in (b".", b".."):
             fill(buffer, name, entry, 0, 0)
-        for text, entry.st_mode, entry.st_ino in self._fs.readdir(self._directories[int(info.contents.fh)]):
-            if fill(buffer, text.encode(), entry, 0, 0):
+        for shown in self._fs.readdir(self._directories[int(info.contents.fh)], bool(flags & READDIR_PLUS)):
+            if shown.attributes is None:
+                entry.st_mode, entry.st_ino = shown.kind, shown.inode
+                full = fill(buffer, shown.name.encode(), entry, 0, 0)
+            else:
+                full = fill(buffer, shown.name.encode(), _stat(shown.attributes), 0, FILL_DIR_PLUS)
+            if full:
                 break
 
     def statfs(self, path: bytes, buffer: Any) -> None:
@@ -387,6 +383,21 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         self._fs.removexattr(_name(path), _name(name), _pid())
+
+
+def _stat(found: Attributes) -> Any:
+    """Attributes as C has them."""
+    out = mfusepy.c_stat()
+    out.st_ino, out.st_mode, out.st_nlink = found.inode, found.mode, found.links
+    out.st_size, out.st_uid, out.st_gid = found.size, found.uid, found.gid
+    out.st_blksize, out.st_blocks = 4096, (found.size + 511) // 512
+    for timespec, value in (
+        (out.st_mtimespec, found.mtime),
+        (out.st_ctimespec, found.ctime),
+        (out.st_atimespec, found.mtime),
+    ):
+        timespec.tv_sec, timespec.tv_nsec = divmod(value, 10**9)
+    return out
 
 
 def _give(data: bytes, buffer: Any, size: int) -> int:

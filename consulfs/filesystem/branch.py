@@ -37,6 +37,19 @@ class Owner:
     umask: int
 
 
+class Listed(NamedTuple):
+    """What a directory holds.
+
+    :ivar kind: the type's bits of the mode
+    :ivar attributes: where they are known: the kernel then need not ask for them
+    """
+
+    name: str
+    kind: int
+    inode: int
+    attributes: Optional[Attributes] = None
+
+
 class Opened(NamedTuple):
     """An open file.
 
@@ -63,8 +76,11 @@ class Branch:
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
         raise NotImplementedError
 
-    def readdir(self, path: str) -> list[tuple[str, int, int]]:
-        """The (name, type bits, inode) of what a directory holds."""
+    def readdir(self, path: str, plus: bool) -> list[Listed]:
+        """What a directory holds.
+
+        :param plus: whether the kernel takes attributes along
+        """
         raise NotImplementedError
 
     def chmod(self, path: str) -> None:

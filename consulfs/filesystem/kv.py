@@ -10,7 +10,7 @@ from typing import Callable, Optional
 
 from consulfs.consulate import ConsulateException
 from consulfs.errors import OutOfTime, Unlogged
-from consulfs.filesystem.branch import NOW, Attributes, Branch, Opened, Owner
+from consulfs.filesystem.branch import NOW, Attributes, Branch, Listed, Opened, Owner
 from consulfs.filesystem.kernel import Kernel
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
@@ -82,13 +82,15 @@ class KVBranch(Branch):
             return self._attributes_of_handle(fh or 0)
         return self._attributes(self._tree.existing(path))
 
-    def readdir(self, path: str) -> list[tuple[str, int, int]]:
+    def readdir(self, path: str, plus: bool) -> list[Listed]:
         prefix = self._tree.directory(path).prefix
         shown = []
-        for spot, is_directory in self._tree.entries(prefix):
+        for spot, is_directory in self._tree.entries(prefix, plus):
             kind = stat.S_IFDIR if is_directory else stat.S_IFREG
             inode = self._inodes.number(spot.prefix if is_directory else spot.key)
-            shown.append((self._tree.name_of(spot), kind, inode))
+            found = None if is_directory or not plus else self._tree.known_file(spot)
+            attributes = self._attributes(found) if found is not None else None
+            shown.append(Listed(self._tree.name_of(spot), kind, inode, attributes))
         return shown
 
     def chmod(self, path: str) -> None:

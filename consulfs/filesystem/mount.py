@@ -9,7 +9,7 @@ from typing import Callable, Optional
 
 from consulfs.consulate import ConsulateException
 from consulfs.errors import OutOfTime, Unlogged
-from consulfs.filesystem.branch import Attributes, Branch, Opened, refuse_change
+from consulfs.filesystem.branch import Attributes, Branch, Listed, Opened, refuse_change
 from consulfs.filesystem.replay import Replay
 from consulfs.metrics import Metrics
 from consulfs.store.locktable import Claim
@@ -104,12 +104,12 @@ class Filesystem:
         branch, path = self._at(path)
         return branch.getattr(path, None)
 
-    def readdir(self, path: str) -> list[tuple[str, int, int]]:
-        """The (name, type bits, inode) of what a directory holds."""
+    def readdir(self, path: str, plus: bool) -> list[Listed]:
+        """What a directory holds; see `Branch.readdir`."""
         datacenter, path = self._find(path)
-        shown = datacenter.branch(path).readdir(path)
+        shown = datacenter.branch(path).readdir(path, plus)
         if path == "/" and datacenter.virtual is not None and datacenter.is_listed:
-            shown = shown + [each for each in datacenter.virtual.readdir("/") if each[0] != DATACENTERS]
+            shown = shown + [each for each in datacenter.virtual.readdir("/", plus) if each.name != DATACENTERS]
         return shown
 
     def statfs(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 from cachetools import LRUCache
 
 from consulfs.consulate import Forbidden
-from consulfs.filesystem.branch import Attributes, Branch, Opened, Owner, refuse_change
+from consulfs.filesystem.branch import Attributes, Branch, Listed, Opened, Owner, refuse_change
 from consulfs.processes import process_of
 from consulfs.store.inodes import Inodes
 from consulfs.store.times import Times
@@ -93,7 +93,7 @@ class VirtualBranch(Branch):
             content = b""  # open(2) says EACCES; `ls -l` can still show it beside the others
         return self._attributes(found, content)
 
-    def readdir(self, path: str) -> list[tuple[str, int, int]]:
+    def readdir(self, path: str, plus: bool) -> list[Listed]:
         shown = []
         base = path.rstrip("/")
         entries = self._tree.entries(path)
@@ -101,7 +101,7 @@ class VirtualBranch(Branch):
         for name, is_directory in entries:
             kind = stat.S_IFDIR if is_directory else stat.S_IFREG
             inode = self._inodes.number if is_directory else self._inode
-            shown.append((name, kind, inode(f"{base}/{name}")))
+            shown.append(Listed(name, kind, inode(f"{base}/{name}")))
         return shown
 
     def open(self, path: str, flags: int, pid: int) -> Opened:

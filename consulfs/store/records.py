@@ -27,18 +27,27 @@ ATTEMPTS = 5
 class Records:
     """What Consul holds: as a watch vouches for it, else as of at most a second ago.
 
+    :param caller: tells for which program's thread the present operation is
     :param use: told of each directory that a program uses
     """
 
     def __init__(
-        self, backend: Backend, cache: Cache, times: Times, use: Callable[[str], None] = lambda prefix: None
+        self,
+        backend: Backend,
+        cache: Cache,
+        times: Times,
+        caller: Callable[[], int] = lambda: 0,
+        use: Callable[[str], None] = lambda prefix: None,
     ) -> None:
         self._backend = backend
         self.cache = cache
         self._times = times
+        self._caller = caller
         self.use = use
         self._lock = threading.Lock()
         self._scans: TTLCache[str, Scan] = TTLCache(64, SCAN_LIFETIME)
+        # Whose programs have looked at the files of a directory that they had read.
+        self._lookers: TTLCache[int, bool] = TTLCache(64, SCAN_LIFETIME)
 
     def get(self, key: str) -> Optional[Record]:
         """A key's record, or None.
@@ -91,14 +100,18 @@ class Records:
         """Whether a watch says that there are keys below, where the listing that would show it is not known."""
         return self.cache.peek(above(prefix)[0]) is None and self.cache.leads_on(prefix)
 
-    def expect_scan(self, prefix: str, listing: Listing, files: list[str]) -> None:
+    def expect_scan(self, prefix: str, listing: Listing, files: list[str], looks: bool) -> None:
         """A program has read this directory: it may well look at each file next (`ls -l`, `tar`, `rsync`).
 
         :param files: the names of its keys, sorted
+        :param looks: read them now, if the program did so in the directory before this one
         """
         scan = Scan(prefix, files, not listing.directories, self._backend, self.cache)
         with self._lock:
             self._scans[prefix] = scan
+            looks = looks and self._caller() in self._lookers
+        if looks:
+            scan.read_all()
 
     def _fetch(self, key: str, consistent: bool = False) -> Known:
         attempts = 0
@@ -114,4 +127,6 @@ class Records:
     def _fetch_in_scan(self, prefix: str, key: str) -> Optional[Known]:
         with self._lock:
             scan = self._scans.get(prefix)
+            if scan is not None and (caller := self._caller()):
+                self._lookers[caller] = True
         return scan.fetch(key) if scan is not None else None

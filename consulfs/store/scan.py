@@ -9,6 +9,7 @@ Owner of what a scan has under way: `Scan._changed`, never held across a request
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from bisect import bisect_left
@@ -26,6 +27,9 @@ SCAN_BYTES = 4 << 20
 
 WHOLE_BYTES = 16 << 20
 """A directory whose files seem to be so large together is not read in one request; and an eighth of the cache."""
+
+AT_ONCE = 512
+"""A directory of so many files is read whole for a program that looked at the files of the one before."""
 
 AHEAD_FILES, AHEAD_BYTES = 1024, 8 << 20
 """So far is read ahead of the program, batch by batch."""
@@ -83,6 +87,18 @@ class Scan:
         kept = {key: self._cache.put(key, record, ticket) for key, record in found.items()}
         return {key: known for key, known in kept.items() if known is not None}
 
+    def read_all(self) -> None:
+        """Before any of them is looked at: all of them, where they are few; they may turn out to be large."""
+        missing = [key for key in self._keys[: AT_ONCE + 1] if self._cache.record(key) is None]
+        if len(self._keys) > AT_ONCE or len(missing) < 2:
+            return
+        with contextlib.suppress(ConsulateException, OutOfTime):  # whoever looks at one asks, and is told
+            if self._is_flat and len(missing) > BATCH:
+                self._stream(SCAN_BYTES)
+            else:
+                for start in range(0, len(missing), BATCH):
+                    self._read(missing[start : start + BATCH])
+
     # -- ahead -----------------------------------------------------------------------------------------------
 
     def _run_ahead(self, at: int) -> bool:
@@ -102,7 +118,7 @@ class Scan:
         try:
             self._backend.patience.begin()
             if whole:
-                self._stream()
+                self._stream(2 * WHOLE_BYTES)
             else:
                 self._walk(at, end)
         except (ConsulateException, OutOfTime) as error:  # the program asks for itself, and is told
@@ -110,12 +126,12 @@ class Scan:
         finally:
             self._arrived((0, 0))
 
-    def _stream(self) -> None:
+    def _stream(self, most: int) -> None:
         ticket, size = self._cache.ticket(), 0
         for number, record in enumerate(self._backend.stream(self._prefix)):
             self._cache.put(record.key, record, ticket)
             size += len(record.value)
-            if size > 2 * WHOLE_BYTES:
+            if size > most:
                 self._is_flat = False  # those that come are larger than those that were seen
                 return
             if number % BATCH == BATCH - 1:

@@ -108,7 +108,9 @@ class Watch:
         self._is_pinned = is_pinned
         self._ended = threading.Event()
         self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
-        self._is_whole = self._has_looked = False
+        known = cache.peek(self.prefix)
+        few = known is not None and not known.directories and 0 < len(known.files) <= BATCH
+        self._is_whole = self._has_looked = few
 
     @property
     def has_ended(self) -> bool:

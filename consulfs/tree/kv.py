@@ -170,11 +170,21 @@ class KVTree:
             raise OSError(errno.EISDIR, "is a directory")
         return entry
 
-    def entries(self, prefix: str) -> list[tuple[Spot, bool]]:
-        """The spots of a directory in the order of their keys, each with whether it is a directory."""
+    def known_file(self, spot: Spot) -> Optional[File]:
+        """A file of which all is known without asking."""
+        if self._files.find(spot.key) is not None:
+            return None  # an open one answers for itself
+        record = self._records.cache.warm(spot.parent, spot.key)
+        return File(spot.key, None, record) if record is not None else None
+
+    def entries(self, prefix: str, looks: bool = False) -> list[tuple[Spot, bool]]:
+        """The spots of a directory in the order of their keys, each with whether it is a directory.
+
+        :param looks: the program that asks may look at each of its files next
+        """
         listing = self._records.listing(prefix)
         files, directories, marker = self._records.cache.snapshot(listing)
-        self._records.expect_scan(prefix, listing, files)
+        self._records.expect_scan(prefix, listing, files, looks)
         self._drop_values(prefix, set(files))
         shown = set(directories) | {above(each)[1] for each in self._empty_below(prefix)}
         keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists and node.unsaved}
