@@ -170,6 +170,7 @@ class Assembly:
         has_sessions = not space
         kernel = Kernel(self._settled["attr_timeout"])
         others = Others(tree, files, kernel, self._notices, patience)
+        files.listen(on_merged=others.refresh)
         keys = KVBranch(
             tree,
             files,

@@ -166,7 +166,7 @@ OPTIONS = (
     ),
     Option(
         "attr_timeout",
-        "seconds for which the kernel shows names and attributes without asking [default: 1; 0 with cache=off]",
+        "seconds for which the kernel shows names and attributes without asking [default: 1; 0 without cache=watch]",
         _kept_seconds,
         None,
         "SECONDS",
@@ -306,7 +306,7 @@ def settled(options: Options) -> dict[str, Any]:
         raise BadOption(f"notify=on needs cache=watch, not cache={options['cache']}")
     timeout = options["attr_timeout"]
     if timeout is None:
-        timeout = 0.0 if options["cache"] == "off" else 1.0
+        timeout = 1.0 if watches else 0.0
     return {"notify": notify, "attr_timeout": timeout}
 
 

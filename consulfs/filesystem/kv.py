@@ -241,9 +241,9 @@ class KVBranch(Branch):
         if exclusive:
             self._check_writable()
         self._locks.acquire(handle, Claim(owner, exclusive, handle.number, pid, start, end), wait)
-        outdated = self._files.outdated()
-        if outdated:
-            self._expire(outdated)
+        held = self._files.held_by_kernel()
+        if held:
+            self._expire(held)
 
     # -- extended attributes ---------------------------------------------------------------------------------
 

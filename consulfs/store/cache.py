@@ -98,7 +98,7 @@ class Cache:
     def __init__(self, size: int, lifetime: float = LIFETIME) -> None:
         self._lock = threading.Lock()
         self.limit = size
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self._records: OrderedDict[str, _Entry] = OrderedDict()
         self.size = 0
         self._listings: LRUCache[str, _Listed] = LRUCache(MOST_LISTED, getsizeof=_names_in)
@@ -355,7 +355,7 @@ class Cache:
                 return False
             if level.live:
                 return asked >= self._barrier
-        return asked >= self._barrier and asked + self._lifetime > time.monotonic()
+        return asked >= self._barrier and asked + self.lifetime > time.monotonic()
 
     def _listing(self, prefix: str) -> Optional[Listing]:
         level = self._levels.get(prefix)
@@ -363,7 +363,7 @@ class Cache:
             level is not None
             and level.is_certain
             and level.listed >= self._barrier
-            and (level.live or level.listed + self._lifetime > time.monotonic())
+            and (level.live or level.listed + self.lifetime > time.monotonic())
         ):
             return level.listing
         found = self._listings.get(prefix)

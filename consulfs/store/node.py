@@ -101,6 +101,7 @@ class Node:
         self.doubts: list[Doubt] = []
         # What programs read until the kernel has been told the size of another content; None: that is this one.
         self.shown: Optional[bytearray] = None
+        self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
         self.outdated = False  # another host may have changed it before a lock was taken here
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
 
@@ -200,11 +201,13 @@ class Node:
         for owner in self.failed & {edit.owner for edit in plan.edits}:
             self.discard(owner)
 
-    def settle(self, record: Record) -> None:
-        """The store succeeded."""
+    def settle(self, record: Record) -> bool:
+        """The store succeeded; whether the content is another now, since others had changed the file, too."""
+        content = self.content
         self.creation = None
         self.in_flight, self.sealed, self.doubts = [], 0, []
         self.rebase(record)
+        return self.content is not content and self.content != content
 
     def rebase(self, record: Record) -> None:
         """Go on from a newer record, with what is unsaved."""

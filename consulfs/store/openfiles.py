@@ -105,6 +105,7 @@ class OpenFiles:
         self._numbers = itertools.count(1)
         self._on_removed: list[Callable[[str], None]] = []
         self._on_moved: list[Callable[[str, str], None]] = []
+        self._on_merged: list[Callable[[Node], None]] = []
         # Renames whose answer never came, under both names.
         self._doubtful: TTLCache[str, Rename] = TTLCache(1 << 12, DOUBT_SECONDS)
         self.has_doubts = False  # of any, ever: what is asked at each open is to cost nothing
@@ -113,14 +114,17 @@ class OpenFiles:
         self,
         on_removed: Optional[Callable[[str], None]] = None,
         on_moved: Optional[Callable[[str, str], None]] = None,
+        on_merged: Optional[Callable[[Node], None]] = None,
     ) -> None:
         """Have somebody told of what becomes of names, in their turn.
 
         :param on_removed: of a key that is deleted
         :param on_moved: of a file's old name and its new one, where it has taken another's place if one stood there
+        :param on_merged: of a file whose store has brought what others did to it, too
         """
         self._on_removed += [on_removed] if on_removed is not None else []
         self._on_moved += [on_moved] if on_moved is not None else []
+        self._on_merged += [on_merged] if on_merged is not None else []
 
     # -- the table -------------------------------------------------------------------------------------------
 
@@ -335,16 +339,19 @@ class OpenFiles:
                         changed.append(node)
         return changed
 
-    def outdated(self) -> list[Node]:
-        """The files that are open and may be old."""
+    def held_by_kernel(self) -> list[Node]:
+        """The files that are open and of which the kernel may hold what is old. Each is given once."""
         with self._lock:
-            return [node for node in self._nodes.values() if node.outdated]
+            nodes = [node for node in self._nodes.values() if node.held_by_kernel]
+            for node in nodes:
+                node.held_by_kernel = False
+        return nodes
 
     def outdate(self) -> None:
         """What was read before now may be old in files that are open, too: a lock was taken."""
         with self._lock:
             for node in self._nodes.values():
-                node.outdated = True
+                node.outdated = node.held_by_kernel = True
 
     def renew(self, node: Node) -> None:
         """Before a file's content is shown: go on from what Consul has, where that may be newer."""
@@ -441,7 +448,9 @@ class OpenFiles:
                 return
             self._stored(record)
             with node.state:
-                node.settle(record)
+                merged = node.settle(record)
+            for listener in self._on_merged if merged else ():
+                listener(node)
 
     @contextmanager
     def turn(self, node: Node) -> Iterator[None]:

@@ -106,6 +106,8 @@ class Records:
         :param files: the names of its keys, sorted
         :param looks: read them now, if the program did so in the directory before this one
         """
+        if not self.cache.lifetime:  # nothing that is read ahead would be shown
+            return
         scan = Scan(prefix, files, not listing.directories, self._backend, self.cache)
         with self._lock:
             self._scans[prefix] = scan
