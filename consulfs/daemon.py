@@ -20,7 +20,7 @@ from consulfs.consulate.settings import Security, token_of
 from consulfs.devagent import DevAgent, NoAgent
 from consulfs.errors import OutOfTime
 from consulfs.metrics import Metrics
-from consulfs.mounts import mounted_at
+from consulfs.mounts import CONSULFS, mounted_at
 from consulfs.options import Options, settled
 from consulfs.repeater import Repeater
 from consulfs.source import Source
@@ -68,7 +68,7 @@ def check_mountpoint(path: str) -> None:
 def _has_consulfs(path: str) -> bool:
     """Whether what is mounted at a path is ours: another over it would hide it, and `umount` end the wrong one."""
     mounted = mounted_at(path)
-    return mounted is not None and mounted.kind == "fuse.consulfs"
+    return mounted is not None and mounted.kind == CONSULFS
 
 
 def read_token(options: Options) -> Optional[str]:

@@ -13,12 +13,18 @@ _MINOR_BITS = 20
 class Mounted(NamedTuple):
     """A mount.
 
+    :ivar number: as in /proc/PID/fdinfo/FD, of a file that was opened through it
     :ivar device: the number of its device, as the kernel has it within
     :ivar kind: such as "fuse.consulfs"
     """
 
+    number: int
     device: int
     kind: str
+
+
+CONSULFS = "fuse.consulfs"
+"""The kind of a mount of ours."""
 
 
 def mounted_at(path: str) -> Optional[Mounted]:
@@ -30,5 +36,5 @@ def mounted_at(path: str) -> Optional[Mounted]:
             # A space in a path is \040 there, and so on (proc(5)).
             if re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), words[4]) == path:
                 major, minor = words[2].split(":")
-                found = Mounted(int(major) << _MINOR_BITS | int(minor), words[words.index("-") + 1])
+                found = Mounted(int(words[0]), int(major) << _MINOR_BITS | int(minor), words[words.index("-") + 1])
     return found

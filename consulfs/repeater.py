@@ -14,6 +14,9 @@ import json
 import os
 import signal
 import socket
+from typing import Optional
+
+from consulfs.mounts import CONSULFS, mounted_at
 
 PR_SET_NAME = 15
 
@@ -69,10 +72,11 @@ def _live(root: str, theirs: socket.socket) -> None:
         ctypes.CDLL(None).prctl(PR_SET_NAME, b"consulfs-repeat")
         _keep_only(theirs.fileno())
         os.chdir("/")
+        hand = _Hand(root)
         with theirs.makefile("rb") as asked:
             for line in asked:
                 deed, path = json.loads(line)
-                theirs.sendall(b"%d\n" % _failure(Deed(deed), root + path))
+                theirs.sendall(b"%d\n" % hand.failure(Deed(deed), path.lstrip("/")))
     except BaseException:  # nothing of the daemon's may run in here: no handler, no cleaning up
         os._exit(1)
     os._exit(0)
@@ -89,25 +93,50 @@ def _keep_only(descriptor: int) -> None:
                 os.close(int(name))
 
 
-def _failure(deed: Deed, path: str) -> int:
-    try:
-        _do(deed, path)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+class _Hand:
+    """Does it, on the mount and nowhere else: when that has ended, its directory may be another's.
+
+    :param root: the mount point
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._mount: Optional[int] = None
+
+    def failure(self, deed: Deed, path: str) -> int:
+        """Do it; 0, or the errno that it failed with."""
+        try:
+            root = os.open(self._root, os.O_PATH | os.O_DIRECTORY)
+            try:
+                self._check(root)
+                _do(deed, path, root)
+            finally:
+                os.close(root)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def _check(self, root: int) -> None:
+        """Whether this is a directory of the mount, which cannot end while it is open."""
+        if self._mount is None:
+            mounted = mounted_at(self._root)
+            self._mount = mounted.number if mounted is not None and mounted.kind == CONSULFS else None
+        with open(f"/proc/self/fdinfo/{root}") as info:
+            if self._mount is None or f"mnt_id:\t{self._mount}\n" not in info.readlines():
+                raise OSError(errno.ENOTCONN, "the mount has ended")
 
 
-def _do(deed: Deed, path: str) -> None:
+def _do(deed: Deed, path: str, root: int) -> None:
     if deed is Deed.MKDIR:
-        os.mkdir(path)
+        os.mkdir(path, dir_fd=root)
     elif deed is Deed.RMDIR:
-        os.rmdir(path)
+        os.rmdir(path, dir_fd=root)
     elif deed is Deed.UNLINK:
-        os.unlink(path)
+        os.unlink(path, dir_fd=root)
     else:
         # MODIFY and CLOSE_WRITE, and the kernel learns the size anew.
         new = os.O_CREAT | os.O_EXCL if deed is Deed.CREATE else 0
-        file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | new, 0o600)
+        file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | new, 0o600, dir_fd=root)
         try:
             os.ftruncate(file, os.fstat(file).st_size)
         finally:

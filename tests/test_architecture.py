@@ -14,7 +14,7 @@ FLOORS = {
     "names": 1,
     "options": 1,
     "processes": 1,
-    "repeater": 1,
+    "repeater": 2,
     "source": 1,
     "store": 2,
     "tree": 3,

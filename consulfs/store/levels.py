@@ -194,8 +194,10 @@ class Level:
         if answer.index != self.index:
             self.before, self.index, self.since = self.index, answer.index, now
         first = self.listing is None
-        if first:
+        if first:  # what was made here meanwhile was entered nowhere
             self.listing = Listing()
+            for name in self._made:
+                self.listing.enter(name)
         news = self.settle(answer, (self._names_differing(answer) | answer.records.keys()) - set(busy))
         if news is None:
             self.listing = None if first else self.listing
