@@ -32,7 +32,7 @@ from consulfs.store.sessionlock import SessionLock
 from consulfs.store.sessions import KeptSession
 from consulfs.store.times import Times
 from consulfs.store.turns import Turns
-from consulfs.store.watch import Pinned
+from consulfs.store.watch import GUARDED_WAIT, WAIT, Pinned
 from consulfs.store.watches import Watches
 from consulfs.tree.kv import KVTree
 from consulfs.tree.virtual import DATACENTERS, ENDPOINTS, NAMES, Answers, Facts, VirtualTree
@@ -190,7 +190,8 @@ class Assembly:
         if not space and options["cache"] == "watch":
             if self._repeater is not None:
                 self._replay = others.replay = Replay(keys, self._repeater)
-            watches = Watches(self._watching, cache, turns, options["consistency"], self._pins(inodes))
+            wait = GUARDED_WAIT if backend.acl_enabled else WAIT
+            watches = Watches(self._watching, cache, turns, options["consistency"], self._pins(inodes), wait)
             watches.listen(others)
             records.use = watches.use
             self._watches.append(watches)

@@ -29,6 +29,7 @@ class Deed(enum.Enum):
     UNLINK = "unlink"
     MKDIR = "mkdir"
     RMDIR = "rmdir"
+    LOOK = "look"
 
 
 class Repeater:
@@ -131,6 +132,8 @@ def _do(deed: Deed, path: str, root: int) -> None:
         os.mkdir(path, dir_fd=root)
     elif deed is Deed.RMDIR:
         os.rmdir(path, dir_fd=root)
+    elif deed is Deed.LOOK:
+        os.stat(path, dir_fd=root)
     elif deed is Deed.UNLINK:
         os.unlink(path, dir_fd=root)
     else:

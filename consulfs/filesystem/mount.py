@@ -130,7 +130,7 @@ class Filesystem:
     def chmod(self, path: Optional[str]) -> None:
         if path is None:  # an unlinked file, open: there is no mode to change
             return
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.chmod(path)
 
     def utimens(self, path: Optional[str], fh: Optional[int], mtime: Optional[int]) -> None:
@@ -138,24 +138,26 @@ class Filesystem:
             branch, number = self._held(fh or 0)
             branch.utimens(None, number, mtime)
         else:
-            branch, path = self._at(path)
+            branch, path = self._at(path, changes=True)
             branch.utimens(path, None, mtime)
 
     # -- making and removing ---------------------------------------------------------------------------------
 
     def mkdir(self, path: str) -> None:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.mkdir(path)
 
     def rmdir(self, path: str) -> None:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.rmdir(path)
 
     def unlink(self, path: str) -> None:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.unlink(path)
 
     def rename(self, old: str, new: str, flags: int) -> None:
+        if self._replay is not None and self._caller() == self._replay.pid:
+            refuse_change()
         (here, old), (there, new) = self._find(old), self._find(new)
         source, target = here.branch(old), there.branch(new)
         if source is target:
@@ -169,17 +171,17 @@ class Filesystem:
         raise Unlogged(errno.EXDEV, "the new name is in another datacenter")
 
     def mknod(self, path: str, mode: int, pid: int) -> None:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.mknod(path, mode, pid)
 
     # -- open files ------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int, pid: int) -> Opened:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         return self._handed_out(branch, branch.open(path, flags, pid))
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         return self._handed_out(branch, branch.create(path, flags, pid))
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
@@ -195,7 +197,7 @@ class Filesystem:
             branch, number = self._held(fh)
             branch.truncate(None, size, number, pid)
         else:
-            branch, path = self._at(path or "/")
+            branch, path = self._at(path or "/", changes=True)
             branch.truncate(path, size, None, pid)
 
     def flush(self, fh: int, pid: int) -> None:
@@ -258,19 +260,23 @@ class Filesystem:
         return branch.listxattr(path)
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, pid: int) -> None:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.setxattr(path, name, value, options, pid)
 
     def removexattr(self, path: str, name: str, pid: int) -> None:
-        branch, path = self._at(path)
+        branch, path = self._at(path, changes=True)
         branch.removexattr(path, name, pid)
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
-    def _at(self, path: str) -> tuple[Branch, str]:
-        """The branch of a path, and the path there."""
-        if self._replay is not None and self._replay.pid and self._caller() == self._replay.pid:
-            return self._replay, path
+    def _at(self, path: str, changes: bool = False) -> tuple[Branch, str]:
+        """The branch of a path, and the path there.
+
+        :param changes: something is to be changed: by the helper never, whatever it does and when
+        """
+        replay = self._replay
+        if replay is not None and (changes or replay.is_under_way) and self._caller() == replay.pid:
+            return replay, path
         datacenter, path = self._find(path)
         return datacenter.branch(path), path
 

@@ -66,10 +66,8 @@ class Others:
         if news.made or news.gone:
             self._tree.renamed_by_others(news.prefix)
             self._notices.invalidate(directory)
-        for name in news.gone:
-            # Under a name that has become a directory's, or a file's, the kernel must find a new inode.
-            if not (news.made & {name + "/", name.rstrip("/")}):
-                self._forget(news.prefix + name)
+        # What is gone is not forgotten, but by the replay: of a name without attributes the kernel asks for these, is
+        # told ENOENT, and so says `echo > key`, which would create it (open(2) checks the rights first; measured).
         if self.replay is not None:
             self._repeat(self.replay, news)
 

@@ -44,6 +44,7 @@ class Replay(Branch):
     Owner of `_event`: the thread that calls `repeat`; the operations that it causes only look at it, and set `done`.
 
     :param keys: what the other programs see
+    :ivar pid: the helper's process
     """
 
     def __init__(self, keys: Branch, repeater: Repeater) -> None:
@@ -52,22 +53,41 @@ class Replay(Branch):
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # one event after the other
         self._event: Optional[_Event] = None
+        self._works: Optional[bool] = None
+        self.pid = repeater.pid
 
     @property
-    def pid(self) -> int:
-        """The helper's process while something is repeated, else 0."""
-        return self._repeater.pid if self._event is not None else 0
+    def is_under_way(self) -> bool:
+        """Whether something is being repeated."""
+        return self._event is not None
 
     def repeat(self, deed: Deed, path: str) -> None:
         """Have the helper do it; returns when it is done. For a thread that serves no operation."""
         with self._lock:
-            self._event = _Event(deed, path)
-            try:
-                failure = self._repeater.repeat(deed, path)
-            finally:
-                self._event = None
-        if failure:
-            log.debug("%s %r could not be repeated: %s", deed.name, path, os.strerror(failure))
+            if self._works is None:
+                self._works = self._probe()
+            if self._works:
+                failure, _ = self._have_done(deed, path)
+                if failure:
+                    log.debug("%s %r could not be repeated: %s", deed.name, path, os.strerror(failure))
+
+    def _probe(self) -> bool:
+        """Whether the helper is known when it comes: its process has another number in another PID namespace.
+
+        One that was taken for a program would do what it is only to repeat.
+        """
+        _, seen = self._have_done(Deed.LOOK, "/.consulfs-probe")
+        if not seen:
+            log.warning("inotify tells nothing of other hosts' changes: the helper's operations cannot be told apart")
+        return seen
+
+    def _have_done(self, deed: Deed, path: str) -> tuple[int, bool]:
+        """(the errno that it failed with or 0, whether it came here)"""
+        event = self._event = _Event(deed, path)
+        try:
+            return self._repeater.repeat(deed, path), event.done
+        finally:
+            self._event = None
 
     # -- what the helper does --------------------------------------------------------------------------------
 
@@ -83,6 +103,8 @@ class Replay(Branch):
         return self._keys.getattr(path, None)
 
     def open(self, path: str, flags: int, pid: int) -> Opened:
+        if self._event is None or path != self._event.path:
+            raise OSError(errno.EPERM, "nothing else is repeated")
         return Opened(next(self._numbers))
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
@@ -117,8 +139,10 @@ class Replay(Branch):
         event.done = True
 
     def _as_before(self, event: _Event) -> Attributes:
+        if event.deed is Deed.LOOK:
+            event.done = True
         made = event.deed in (Deed.CREATE, Deed.MKDIR)
-        if event.deed is not Deed.MODIFY and made is not event.done:
+        if event.deed is Deed.LOOK or (event.deed is not Deed.MODIFY and made is not event.done):
             # It is not there yet, or not any more.
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if event.deed in (Deed.MKDIR, Deed.RMDIR):

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 WAIT = 60.0
 """Seconds after which a query is answered in any case: for so long a connection that died unseen is trusted."""
 
+GUARDED_WAIT = 10.0
+"""The same where there are ACLs: no query is answered because a right was taken away."""
+
 GRACE = 5.0
 """Seconds beyond that, and beyond Consul's own spread of a sixteenth, for the answer to travel."""
 
@@ -96,6 +99,7 @@ class Watch:
         consistency: str,
         listeners: Sequence[Listener],
         is_pinned: Pinned,
+        wait: float = WAIT,
     ) -> None:
         self.level = level
         self.prefix = level.prefix
@@ -106,6 +110,7 @@ class Watch:
         self._consistency = consistency
         self._listeners = listeners
         self._is_pinned = is_pinned
+        self._wait = f"{wait:g}s"
         self._ended = threading.Event()
         self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
         known = cache.peek(self.prefix)
@@ -181,7 +186,7 @@ class Watch:
 
     def _ask(self, index: int) -> Answer:
         """The query itself; with 1 it is answered at once."""
-        kv, wait = self._consul.kv, f"{WAIT:g}s"
+        kv, wait = self._consul.kv, self._wait
         if self._is_whole:
             found = kv.tree(self.prefix, index=index, wait=wait, timeout=GRACE, consistency=self._consistency)
             listing = Listing.below(self.prefix, [record.key for record in found])

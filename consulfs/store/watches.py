@@ -15,7 +15,7 @@ from consulfs.consulate import Consul, Forbidden
 from consulfs.consulate.api.records import travels_in_url
 from consulfs.store.cache import Cache
 from consulfs.store.turns import Turns
-from consulfs.store.watch import GRACE, Listener, Pinned, Watch
+from consulfs.store.watch import GRACE, WAIT, Listener, Pinned, Watch
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Watches:
 
     :param client: makes a client with connections of its own, whose waits are not interrupted
     :param consistency: of the queries
+    :param wait: seconds after which a query is answered in any case
     :param is_pinned: those keep their slots
     """
 
@@ -44,6 +45,7 @@ class Watches:
         turns: Turns,
         consistency: str = "default",
         is_pinned: Pinned = lambda prefix, names: False,
+        wait: float = WAIT,
         slots: int = SLOTS,
     ) -> None:
         self._client = client
@@ -51,6 +53,7 @@ class Watches:
         self._turns = turns
         self._consistency = consistency
         self._is_pinned = is_pinned
+        self._wait = wait
         self._most = slots
         self._listeners: list[Listener] = []
         self._lock = threading.Lock()
@@ -141,7 +144,14 @@ class Watches:
     def _start(self, prefix: str) -> None:
         level = self._cache.watch(prefix)
         watch = Watch(
-            level, self._client(), self._cache, self._turns, self._consistency, self._listeners, self._is_pinned
+            level,
+            self._client(),
+            self._cache,
+            self._turns,
+            self._consistency,
+            self._listeners,
+            self._is_pinned,
+            self._wait,
         )
         thread = threading.Thread(target=self._run, args=(watch,), name=f"watch {prefix}", daemon=True)
         with self._lock:
