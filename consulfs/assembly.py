@@ -169,7 +169,7 @@ class Assembly:
         # A session belongs to a node of its datacenter, and this mount's agent is none of another.
         has_sessions = not space
         kernel = Kernel(self._settled["attr_timeout"])
-        others = Others(tree, files, kernel, self._notices, patience)
+        others = Others(tree, files, kernel, self._notices)
         files.listen(on_merged=others.refresh)
         keys = KVBranch(
             tree,

@@ -13,7 +13,6 @@ from consulfs.repeater import Deed
 from consulfs.store.levels import MARKER, News
 from consulfs.store.node import Node
 from consulfs.store.openfiles import OpenFiles
-from consulfs.store.patience import Patience
 from consulfs.tree.kv import KVTree
 
 LOCK_SECONDS = 2.0
@@ -32,13 +31,11 @@ class Others:
         files: OpenFiles,
         kernel: Kernel,
         notices: Notices,
-        patience: Patience,
     ) -> None:
         self._tree = tree
         self._files = files
         self._kernel = kernel
         self._notices = notices
-        self._patience = patience
         self.replay: Optional[Replay] = None
 
     def __call__(self, news: News, records: Mapping[str, Record]) -> None:
@@ -49,8 +46,8 @@ class Others:
 
     def expire(self, nodes: list[Node]) -> None:
         """What the kernel holds of files that are open may be old: a lock was taken. Returns when it is forgotten."""
-        done = self._notices.post(lambda: self._forget_open(nodes))
-        self._patience.wait_event(done, LOCK_SECONDS)
+        # Not ended by a signal: its program has the lock by now.
+        self._notices.post(lambda: self._forget_open(nodes)).wait(LOCK_SECONDS)
 
     def refresh(self, node: Node) -> None:
         """A store has brought another content than its program wrote: others had changed the file, too."""

@@ -100,12 +100,6 @@ class Patience:
             time.sleep(min(left, SLICE))
             self.check()
 
-    def wait_event(self, event: threading.Event, seconds: float) -> None:
-        """Wait for something that may as well come later, but not for long."""
-        end = time.monotonic() + seconds
-        while not event.wait(SLICE) and time.monotonic() < end:
-            self.check()
-
     def wait(self, condition: threading.Condition, ready: Callable[[], bool]) -> None:
         """Wait, holding the condition's lock in between, until `ready` holds."""
         while not ready():
