@@ -88,6 +88,10 @@ def test_options_shows_the_defaults(agent, curl):
             "acl_secrets=no",
             "dc_write=no",
             "cache_size=64M",
+            "cache=watch",
+            "consistency=default",
+            "attr_timeout=1",
+            "notify=on",
             "verify=yes",
             "allow_other=no",
             "umask=077",
@@ -113,7 +117,8 @@ def test_options_shows_what_was_given(agent, curl, tmp_path):
         wanted[wanted.index(flag)] += "=yes"
     assert [each for each in wanted if each not in shown] == []
     assert [line.partition("=")[0] for line in shown if line not in wanted] == [
-        "source", "allow_other", "dev_agent", "dev_port", "consul", "nosuid", "nodev", "noexec",
+        "source", "cache", "consistency", "attr_timeout", "notify",
+        "allow_other", "dev_agent", "dev_port", "consul", "nosuid", "nodev", "noexec",
     ]  # fmt: skip
 
 
@@ -156,7 +161,7 @@ def test_requests_are_counted_by_kind(counted, proxy, curl):
     counted.ok("cat d/f; echo new > d/f; ls -l d; mv d/f d/g; rm d/g; cat _status/leader; ls _catalog/services")
     counted.ok("ls -l _health/any _catalog/nodes; cat nothing || true")
     found = stats(counted)
-    wanted = Counter(kind(seen) for seen in proxy.requests)
+    wanted = Counter(kind(seen) for seen in proxy.requests if not seen.is_watch)
     assert found[COUNT] == wanted
     assert len(wanted) >= 8, wanted
     assert all(found["consulfs_request_seconds_sum"][each] > 0 for each in wanted)
@@ -246,19 +251,26 @@ def test_a_lock_that_is_held_is_counted(mnt, curl):
     assert until(lambda: stats(mnt)["consulfs_open_files"] == 0)
 
 
-def test_a_watch_is_counted_while_a_program_waits_for_a_lock(mnt, curl, contender):
+@pytest.fixture
+def unwatched(agent, curl):
+    """A mount without watches of directories."""
+    with Mount(agent.address, "timeout=20,cache=ttl") as mount:
+        yield mount
+
+
+def test_a_watch_is_counted_while_a_program_waits_for_a_lock(unwatched, curl, contender):
     curl.put("f", b"theirs")
     take(curl, "f", contender, b"theirs", 0)
-    assert stats(mnt)["consulfs_watches"] == 0
+    assert stats(unwatched)["consulfs_watches"] == 0
     with Programs() as programs:
-        waiter = programs(mnt)
+        waiter = programs(unwatched)
         waiter.begin(EX)
-        assert until(lambda: stats(mnt)["consulfs_watches"] == 1)
-        assert stats(mnt)["consulfs_locks_held"] == 0
+        assert until(lambda: stats(unwatched)["consulfs_watches"] == 1)
+        assert stats(unwatched)["consulfs_locks_held"] == 0
         give(curl, "f", contender, b"theirs", 0)
         waiter.end()
-        assert until(lambda: stats(mnt)["consulfs_watches"] == 0)
-        assert stats(mnt)["consulfs_locks_held"] == 1
+        assert until(lambda: stats(unwatched)["consulfs_watches"] == 0)
+        assert stats(unwatched)["consulfs_locks_held"] == 1
 
 
 def test_no_label_names_anything(mnt, agent, curl):

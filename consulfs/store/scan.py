@@ -122,7 +122,7 @@ class Scan:
             else:
                 self._walk(at, end)
         except (ConsulateException, OutOfTime) as error:  # the program asks for itself, and is told
-            log.debug("reading ahead in %r: %s", self._prefix, error)
+            log.debug("reading ahead: %s", error)
         finally:
             self._arrived((0, 0))
 

@@ -142,10 +142,11 @@ class Watch:
                 pause, anew = self._heed(answer, index)
                 self._failed.reset()
             except Forbidden:
+                self._cache.disarm(self.level)
                 raise
             except ConsulateException as error:
                 self._cache.disarm(self.level)
-                log.debug("the watch of %r: %s", self.prefix, error)
+                log.debug("a watch: %s", error)
                 pause, anew = self._failed.grow(), True
             self._ended.wait(max(pause, SHARE * (time.thread_time() - begin)))
 

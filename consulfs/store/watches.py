@@ -165,10 +165,10 @@ class Watches:
         try:
             watch.run()
         except Forbidden as error:
-            log.info("%r is not watched: %s", watch.prefix, error)
+            log.info("not watched: %s", error)  # which names the directory, as a log may have it
         except Exception:
             if not watch.has_ended:
-                log.exception("the watch of %r has ended", watch.prefix)
+                log.exception("a watch has ended")
         finally:
             self._drop(watch)
             watch.end()

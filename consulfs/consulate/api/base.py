@@ -151,8 +151,8 @@ class Endpoint:
         :param accepted: error statuses that are answers here (a service's health is told by 429 and 503)
         :param secret: a part of the path that no message may show (the ID of a legacy ACL token is the token)
         """
-        what = without(f"{method} /v1/{path}", [secret] if secret else ())
         secrets = self._secrets(secret)
+        what = without(f"{method} /v1/{path}", secrets)
         # By the adapter's method of that name, so that an adapter of one's own may override it.
         ask = getattr(self._adapter, method.lower())
         arguments: dict[str, Any] = {}
