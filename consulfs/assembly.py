@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterable
 from typing import Callable, Optional, Union
 
@@ -39,6 +40,9 @@ from consulfs.tree.virtual import DATACENTERS, ENDPOINTS, NAMES, Answers, Facts,
 
 ROOT_INODE = 1
 """What the kernel calls a mount's root before it has asked for its attributes."""
+
+_DONE = threading.Event()
+_DONE.set()
 
 Client = Callable[[Optional[str]], Consul]
 """Gives the client for a datacenter; None stands for the mount's own."""
@@ -140,8 +144,12 @@ class Assembly:
             Inodes(f"{space}\0virtual"),
             self._owner,
             binding.caller,
-            lambda path: self._notices.expire(base + path),
+            lambda path: self._expire(base + path),
         )
+
+    def _expire(self, path: str) -> threading.Event:
+        """Have the kernel forget a path's attributes, if it keeps any."""
+        return self._notices.expire(path) if self._settled["attr_timeout"] else _DONE
 
     def _keys(self, backend: Backend, reserved: frozenset[str], read_only: bool, space: str) -> KVBranch:
         patience, options = self._patience, self._options

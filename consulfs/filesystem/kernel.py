@@ -16,8 +16,8 @@ import threading
 import time
 from typing import Any, Optional
 
-Version = Optional[int]
-"""Which content: Consul's ModifyIndex; None where it is not stored, or nobody knows."""
+Version = Optional[tuple[int, int]]
+"""Which content: see `store.node.version_of`; None where it is not stored, or nobody knows."""
 
 REMEMBERED = 1 << 16
 """Files of which it is remembered; one that is forgotten is looked at anew, and its pages are not kept."""

@@ -16,7 +16,7 @@ from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
 from consulfs.store.locktable import END, Claim, LockOwner
-from consulfs.store.node import Node
+from consulfs.store.node import Node, version_of
 from consulfs.store.openfiles import Handle, OpenFiles
 from consulfs.store.patience import Patience
 from consulfs.store.times import Times
@@ -289,7 +289,7 @@ class KVBranch(Branch):
                 node.show()
         else:
             size, unsaved = len(record.value) if record else 0, False
-            version = record.modify_index if record else None
+            version = version_of(record)
         self._kernel.tell(entry.key, version)
         if unsaved or record is None:
             mtime, ctime = self._times.get(entry.key)

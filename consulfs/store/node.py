@@ -84,6 +84,14 @@ class Plan:
         return self.base.flags if self.base else 0
 
 
+def version_of(record: Optional[Record]) -> Optional[tuple[int, int]]:
+    """Which content a record has, whatever comes in between: a value may come back, and so may a ModifyIndex, where a
+    cluster was restored."""
+    if record is None or record.modify_index is None:
+        return None
+    return record.modify_index, hash(record.value)
+
+
 class Node:
     """An open key."""
 
@@ -126,9 +134,9 @@ class Node:
         return created or any(edit.owner == owner for edit in self.in_flight + self.pending)
 
     @property
-    def version(self) -> Optional[int]:
-        """The ModifyIndex of the content; None where that is not stored, or not known."""
-        return self.base.modify_index if self.base is not None and not self.unsaved else None
+    def version(self) -> Optional[tuple[int, int]]:
+        """Which content it shows; None where that is not stored, or not known."""
+        return None if self.unsaved else version_of(self.base)
 
     def show(self) -> None:
         """The kernel is told of the content as it is."""

@@ -11,6 +11,8 @@ import time
 from collections import OrderedDict
 from typing import Callable, Optional
 
+from cachetools import TTLCache
+
 from consulfs.consulate import Consul, Forbidden
 from consulfs.consulate.api.records import travels_in_url
 from consulfs.store.cache import Cache
@@ -24,6 +26,9 @@ SLOTS = 32
 
 STAY = 2.0
 """Seconds for which a directory keeps its slot after it was last used, whoever waits for one."""
+
+REFUSED = 30.0
+"""Seconds for which no watch is tried on a directory that may not be listed."""
 
 FRESH = 5.0
 """Seconds for which a directory that was used waits for a slot."""
@@ -60,6 +65,7 @@ class Watches:
         self._changed = threading.Condition(self._lock)
         self._slots: dict[str, Watch] = {}
         self._wanted: OrderedDict[str, float] = OrderedDict()
+        self._refused: TTLCache[str, bool] = TTLCache(1024, REFUSED)
         self._keeper: Optional[threading.Thread] = None
         self._threads: list[threading.Thread] = []
         self._ended = False
@@ -79,6 +85,8 @@ class Watches:
             slot.used = time.monotonic()
         elif travels_in_url(prefix) or not prefix:
             with self._lock:
+                if prefix in self._refused:
+                    return
                 is_new = prefix not in self._wanted
                 self._wanted[prefix] = time.monotonic()
                 self._wanted.move_to_end(prefix)
@@ -166,6 +174,8 @@ class Watches:
             watch.run()
         except Forbidden as error:
             log.info("not watched: %s", error)  # which names the directory, as a log may have it
+            with self._lock:
+                self._refused[watch.prefix] = True
         except Exception:
             if not watch.has_ended:
                 log.exception("a watch has ended")
