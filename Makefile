@@ -16,7 +16,7 @@ TEST_PACKAGES = $(DEMO_PACKAGES) rsync=rsync git=git vim=vim nano=nano make=make
 help:
 	@echo "make demo        a private Consul, mounted at ./$(MNT); make demo-stop ends it"
 	@echo "make test        the whole test-suite, on a real Consul and real mounts"
-	@echo "make bench       what the client and its backups cost, beside what stands beneath them"
+	@echo "make bench       what the mount, the client and its backups cost, beside what stands beneath them"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     put the commands into /usr/local/bin, where mount(8) finds them"
 
@@ -45,7 +45,9 @@ demo-stop:
 test: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
+# Ten minutes: a million keys are among it. BENCH=--quick is without them; --write puts the first table into docs/.
 bench: $(VENV)/.ready-test
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/filesystem.py $(BENCH)
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/transfer.py
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/waiters.py

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,15 +33,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all that was made is taken away
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
     names = arguments.only or [name for name in ROWS if not (arguments.quick and name in SLOW)]
-    results = []
+    where, results = conditions(), []
     print(heading(), flush=True)
     with Stage() as stage:
         for name in names:
             results.append(_measured(name, stage))
             print(row_of(results[-1]), flush=True)
-    print(f"\n{conditions()}")
+    print(f"\n{where}")
     if arguments.write:
-        write(DOCS, results, conditions())
+        write(DOCS, results, where)
     return int(any(result.failed for result in results))
 
 
@@ -54,8 +55,10 @@ def _measured(name: str, stage: Stage) -> Result:
 
 def conditions() -> str:
     """Where and when it was measured."""
-    consul = subprocess.run([os.environ.get("CONSUL", "consul"), "version"], stdout=subprocess.PIPE, check=True)
-    version = consul.stdout.decode().split("\n")[0]
+    command = os.environ.get("CONSUL", "consul")
+    if shutil.which(command) is None:
+        sys.exit(f"no {command!r} command: let CONSUL tell where it is")
+    version = subprocess.run([command, "version"], stdout=subprocess.PIPE, check=True).stdout.decode().split("\n")[0]
     kernel = platform.release().split("-")[0]
     return (
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, Linux {kernel}, Python {platform.python_version()},"
@@ -75,4 +78,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -41,14 +41,18 @@ THROUGHPUT, MEMORY, PERCENT = Unit("MB/s", 1e-6), Unit("MB", 1e-6), Unit("%", 10
 class Goal:
     """What is promised.
 
-    :ivar words: the promise
-    :ivar limit: what it comes to in this run
+    :ivar limit: in the row's unit, as it comes to in this run
+    :ivar words: where it comes from; "" for a number that stands by itself
     :ivar at_least: more is better
     """
 
-    words: str
     limit: float
+    words: str = ""
     at_least: bool = False
+
+    def show(self, unit: Unit) -> str:
+        words = "at least " * self.at_least + self.words
+        return f"{words} = {unit.show(self.limit)}" if words else unit.show(self.limit)
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,16 @@ class Result:
     def is_met(self) -> Optional[bool]:
         """None where nothing was promised, or measured."""
         said = [] if self.share is None else [self.share <= 1]
-        if self.requests is not None and self.allowed is not None:
-            said += [self.requests.reads <= self.allowed.reads, self.requests.writes <= self.allowed.writes]
+        if self.asks_little is not None:
+            said.append(self.asks_little)
         return all(said) if said else None
+
+    @property
+    def asks_little(self) -> Optional[bool]:
+        """Whether the requests are as few as promised."""
+        if self.requests is None or self.allowed is None:
+            return None
+        return self.requests.reads <= self.allowed.reads and self.requests.writes <= self.allowed.writes
 
     @property
     def verdict(self) -> str:
@@ -113,13 +124,16 @@ class Result:
     def shown_requests(self) -> str:
         if self.requests is None:
             return ""
-        counts = {"reads": self.requests.reads, "writes": self.requests.writes, "blocking": self.requests.waits}
-        said = [f"{_count(count / self.per)} {name}" for name, count in counts.items() if count]
+        counts = {"read": self.requests.reads, "write": self.requests.writes, "blocking query": self.requests.waits}
+        said = [_counted(count / self.per, name) for name, count in counts.items() if count]
         return (", ".join(said) or "0") + (f" a {self.things}" if self.things and said else "")
 
 
-def _count(number: float) -> str:
-    return f"{number:,.0f}" if number == int(number) or number >= 100 else f"{number:.2f}"
+def _counted(number: float, name: str) -> str:
+    shown = f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+    if shown != "1":
+        name = name[:-1] + "ies" if name.endswith("y") else name + "s"
+    return f"{shown} {name}"
 
 
 def row_of(result: Result) -> str:
@@ -134,7 +148,7 @@ def row_of(result: Result) -> str:
         result.work,
         show(result.measured) if result.measured is not None else result.note,
         "; ".join(beside),
-        f"{goal.words}: {show(goal.limit)}" if goal else "",
+        goal.show(result.unit) if goal else "",
         "" if result.share is None else f"{result.share:.2f}",
         result.shown_requests,
         allowed.words if allowed else "",
@@ -153,7 +167,7 @@ def table_of(results: Sequence[Result]) -> str:
 
 # -- the chart -----------------------------------------------------------------------------------------------
 
-NAMES, BARS, NUMBERS, LINE, TOP = 330, 400, 70, 24, 44
+NAMES, BARS, NUMBERS, REQUESTS, LINE, TOP = 390, 300, 70, 240, 24, 44
 """Widths of the chart's columns, height of a line and of its head, in pixels."""
 
 MOST = 2.0
@@ -161,39 +175,49 @@ MOST = 2.0
 
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
-  .met { fill: #2da44e } .missed { fill: #d4700a } .goal { stroke: #1f2328; stroke-dasharray: 4 3 }
+  rect.met { fill: #2da44e } rect.missed { fill: #d4700a } text.missed { fill: #b35900 }
+  .goal { stroke: #1f2328; stroke-dasharray: 4 3 }
   @media (prefers-color-scheme: dark) {
-    text { fill: #e6edf3 } .met { fill: #3fb950 } .missed { fill: #f0883e } .goal { stroke: #e6edf3 }
+    text { fill: #e6edf3 } rect.met { fill: #3fb950 } rect.missed { fill: #f0883e } text.missed { fill: #f0883e }
+    .goal { stroke: #e6edf3 }
   }
 """
 
 
 def chart_of(results: Sequence[Result]) -> str:
     """The parts of their goals that the rows use, as an SVG: a bar that ends before the line keeps its promise."""
-    bars = [(result, result.share) for result in results]
-    drawn = [(result.work, share) for result, share in bars if share is not None]
-    width, height = NAMES + BARS + NUMBERS, TOP + LINE * len(drawn) + 8
+    drawn = [result for result in results if result.is_met is not None]
+    width, height = NAMES + BARS + NUMBERS + REQUESTS, TOP + LINE * len(drawn) + 8
     goal = NAMES + BARS / MOST
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' role="img" aria-label="What part of its goal each row uses">',
+        ' role="img" aria-label="What part of its goal each row uses, and its requests">',
         f"<style>{STYLE}</style>",
-        f'<text x="{goal}" y="18" text-anchor="middle">the goal</text>',
+        _text(goal, 18, "the goal = 1", "middle"),
+        _text(NAMES + BARS + NUMBERS, 18, "requests"),
         f'<line class="goal" x1="{goal}" y1="26" x2="{goal}" y2="{height - 4}"/>',
     ]
-    for place, (work, share) in enumerate(drawn):
-        lines += _bar(TOP + place * LINE, work, share)
+    for place, result in enumerate(drawn):
+        lines += _line(TOP + place * LINE, result)
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _bar(top: float, work: str, share: float) -> list[str]:
-    length = min(share, MOST) / MOST * BARS
-    kind = "met" if share <= 1 else "missed"
-    return [
-        f'<text x="{NAMES - 10}" y="{top + 13}" text-anchor="end">{escape(work.replace("`", ""))}</text>',
-        f'<rect class="{kind}" x="{NAMES}" y="{top}" width="{max(length, 1):.1f}" height="{LINE - 7}" rx="2"/>',
-        f'<text x="{NAMES + length + 6:.1f}" y="{top + 13}">{share:.2f}</text>',
-    ]
+def _line(top: float, result: Result) -> list[str]:
+    """A row: its name, its bar, its requests."""
+    lines = [_text(NAMES - 10, top + 13, result.work.replace("`", ""), "end")]
+    if result.share is not None:
+        length = max(min(result.share, MOST) / MOST * BARS, 1)
+        kind = "met" if result.share <= 1 else "missed"
+        lines.append(f'<rect class="{kind}" x="{NAMES}" y="{top}" width="{length:.1f}" height="{LINE - 7}" rx="2"/>')
+        lines.append(_text(NAMES + BARS + 8, top + 13, f"{result.share:.2f}"))
+    if result.asks_little is not None:
+        kind = "" if result.asks_little else "missed"
+        lines.append(_text(NAMES + BARS + NUMBERS, top + 13, result.shown_requests, kind=kind))
+    return lines
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 # -- the page ------------------------------------------------------------------------------------------------

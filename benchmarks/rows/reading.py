@@ -25,7 +25,7 @@ def stat(stage: Stage) -> Result:
         return partial(os.stat, str(folder / SMALL.first))
 
     times = warm(stage, prepare, 2000)
-    goal = Goal("1.2 x tmpfs", 1.2 * times["tmpfs"])
+    goal = Goal(1.2 * times["tmpfs"], "1.2 x tmpfs")
     return Result.of("stat, warm", MICROSECONDS, times, goal, again(stage, prepare), NOTHING)
 
 
@@ -35,7 +35,7 @@ def open_read_close(stage: Stage) -> Result:
         return partial(read_file, str(folder / SMALL.first))
 
     times = warm(stage, prepare, 300)
-    goal = Goal("1.2 x floor", 1.2 * times["floor"])
+    goal = Goal(1.2 * times["floor"], "1.2 x floor")
     work = "open + read + close, warm, 100 bytes"
     return Result.of(work, MICROSECONDS, times, goal, again(stage, prepare), NOTHING)
 
@@ -48,7 +48,7 @@ def read_large(stage: Stage) -> Result:
         return partial(read_file, str(path))
 
     rates = {name: len(LARGE) / seconds for name, seconds in warm(stage, prepare, 50).items()}
-    goal = Goal("0.9 x floor", 0.9 * rates["floor"], at_least=True)
+    goal = Goal(0.9 * rates["floor"], "0.9 x floor", at_least=True)
     return Result.of("read 512 KiB, warm", THROUGHPUT, rates, goal, again(stage, prepare), NOTHING)
 
 
@@ -85,7 +85,7 @@ def tar(stage: Stage) -> Result:
             return seconds_of(lambda: raw.recurse(ROOT))
 
     times = cold(stage, DEEP, words, lambda output: output.stat().st_size, {"raw recurse": recurse})
-    goal = Goal("floor + 1.5 x raw", times["floor"] + 1.5 * times["raw recurse"])
+    goal = Goal(times["floor"] + 1.5 * times["raw recurse"], "floor + 1.5 x raw")
     requests, allowed = walked(stage, DEEP, words), Allowed("at most 200", reads=200)
     return Result.of(f"`tar c` of {len(DEEP):,} cold keys", SECONDS, times, goal, requests, allowed)
 
@@ -100,7 +100,7 @@ def ls(stage: Stage) -> Result:
             return seconds_of(lambda: [(raw.names(folder), raw.recurse(folder)) for folder in WIDE.folders()])
 
     times = cold(stage, WIDE, words, lambda output: output.read_bytes().count(b"\n"), {"raw calls": calls})
-    goal = Goal("floor + 2 x raw", times["floor"] + 2 * times["raw calls"])
+    goal = Goal(times["floor"] + 2 * times["raw calls"], "floor + 2 x raw")
     allowed = Allowed("at most 4 a directory", reads=4 * WIDE.directories)
     requests = walked(stage, WIDE, words)
     work = f"`ls -lR` of {len(WIDE):,} cold keys"
