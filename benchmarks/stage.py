@@ -28,8 +28,8 @@ COMMAND = str(Path(sys.executable).with_name("consulfs"))
 
 FLOOR = str(Path(__file__).with_name("floor.py"))
 
-LIMIT = 60
-"""Seconds after which a mount that has not come, or not gone, hangs."""
+LIMIT, LONGEST = 60, 1800
+"""Seconds after which a mount that has not come, or not gone, hangs; and a command."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -292,6 +292,13 @@ def take_turns(rounds: int, works: Mapping[str, Callable[[], float]]) -> dict[st
 def run(words: Words, output: Path) -> None:
     """A command, with its output in a file that it must not take for /dev/null (tar would read nothing)."""
     with output.open("wb") as file:
-        process = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, env=ENVIRONMENT)
+        process = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            timeout=LONGEST,
+        )
     if process.returncode:
         raise Failed(f"{words[0]}: {process.stderr.decode(errors='replace')[-300:]}")
