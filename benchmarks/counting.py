@@ -22,7 +22,8 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 class Requests:
     """How many there were.
 
-    :ivar waits: blocking queries, which wait at Consul for a change
+    :ivar waits: blocking queries, which wait at Consul for a change; with the index 1 one waits for nothing, and is a
+        read
     """
 
     reads: int = 0
@@ -58,7 +59,7 @@ def kind_of(method: str, target: str, body: bytes) -> str:
     """Which of the counts of `Requests` a request belongs to."""
     parts = urlsplit(target)
     asked = parse_qs(parts.query, keep_blank_values=True)
-    if "index" in asked or "hash" in asked:
+    if "hash" in asked or int(asked.get("index", ["0"])[0]) > 1:
         return "waits"
     if parts.path == "/v1/txn":
         verbs = {each["KV"]["Verb"] for each in json.loads(body)}

@@ -6,6 +6,7 @@ needs there, and returns a `Result`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -23,7 +24,6 @@ Prepare = Callable[[Path], Call]
 
 SMALL, DEEP = Tree(2, 10), Tree(10, 1000)
 
-CONTENT = b"x" * 100
 LARGE = b"x" * (512 << 10)
 
 ROUNDS, COLD_ROUNDS = 15, 3
@@ -75,10 +75,18 @@ def read_file(path: str) -> bytes:
         os.close(file)
 
 
+_numbers = itertools.count()
+
+
+def content() -> bytes:
+    """A hundred bytes, other ones each time: where Consul has a value already, writing it again changes nothing."""
+    return b"%0100d" % next(_numbers)
+
+
 def write_file(path: str, flags: int) -> None:
     file = os.open(path, os.O_WRONLY | flags, 0o600)
     try:
-        os.write(file, CONTENT)
+        os.write(file, content())
     finally:
         os.close(file)
 

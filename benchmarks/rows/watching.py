@@ -15,7 +15,7 @@ from report import MICROSECONDS, MILLISECONDS, PERCENT, Goal, Result
 from stage import COMMAND, Mount, Raw, Stage, each_of, take_turns
 from trees import Tree
 
-from rows import CONTENT, DEEP, NOTHING, ROUNDS, over, read_file, row, settle
+from rows import DEEP, NOTHING, ROUNDS, content, over, read_file, row, settle
 from rows.writing import look
 
 MANY = Tree(32, 100)
@@ -88,7 +88,7 @@ def writes_elsewhere(port: int) -> Iterator[None]:
         with Raw(port) as raw:
             begin, number = time.monotonic(), 0
             while not stop.wait(max(0, begin + number / RATE - time.monotonic())):
-                raw.put(f"elsewhere/k{number % 100}", CONTENT + b"%d" % number)
+                raw.put(f"elsewhere/k{number % 100}", content())
                 number += 1
 
     thread = Thread(target=write)
@@ -110,6 +110,6 @@ def idle(stage: Stage) -> Result:
         before, used, begin = tally.now(), mount.cpu(), time.monotonic()
         time.sleep(IDLE_SECONDS)
         part = (mount.cpu() - used) / (time.monotonic() - begin)
-        requests = tally.now() - before
-    work = f"idle for {IDLE_SECONDS} s, {MANY.directories} directories watched: CPU"
+        requests, watches = tally.now() - before, mount.stats()["consulfs_watches"]
+    work = f"idle after `ls -l` of {MANY.directories} directories, {watches:.0f} watches: CPU"
     return Result(work, PERCENT, part, {}, Goal(0.01), requests, NOTHING)

@@ -13,10 +13,10 @@ from typing import Callable
 
 from counting import Requests
 from report import MICROSECONDS, SECONDS, Allowed, Goal, Result
-from stage import Call, Stage, each_of, run, seconds_of, take_turns
+from stage import Call, Raw, Stage, each_of, run, seconds_of, take_turns
 from trees import ROOT
 
-from rows import CONTENT, ROUNDS, SMALL, Prepare, row, settle, write_file
+from rows import ROUNDS, SMALL, Prepare, content, row, settle, write_file
 
 CALLS = 20
 
@@ -67,7 +67,7 @@ def calls(stage: Stage, prepare: Prepare) -> dict[str, float]:
         works = {name: prepare(folder) for name, folder in sites.items()}
         for folder in sites.values():
             settle(partial(look, folder / FOLDER))
-        works["raw PUT"] = partial(raw.put, "raw", CONTENT)
+        works["raw PUT"] = partial(put, raw)
         return take_turns(ROUNDS, {name: partial(each_of, call, CALLS) for name, call in works.items()})
 
 
@@ -80,6 +80,12 @@ def counted(stage: Stage, prepare: Prepare) -> Requests:
         for _ in range(CALLS):
             call()
         return tally.settled() - before
+
+
+def put(raw: Raw) -> None:
+    """Write a hundred bytes to a key, one of a hundred in turn."""
+    value = content()
+    raw.put(f"raw/k{int(value) % 100}", value)
 
 
 def look(folder: Path) -> None:
@@ -115,7 +121,7 @@ def copies(stage: Stage, options: str, writes: int) -> Result:
             return seconds_of(lambda: run(["cp", "-r", source, target], stage.output))
 
         def puts() -> float:
-            return each_of(partial(raw.put, "raw", CONTENT), COPIES * writes) * COPIES * writes
+            return each_of(partial(put, raw), COPIES * writes) * COPIES * writes
 
         works: dict[str, Callable[[], float]] = {
             name: partial(copy, itertools.count(), folder) for name, folder in sites.items()
@@ -145,7 +151,7 @@ def small_files(stage: Stage) -> Iterator[Path]:
     folder.mkdir()
     try:
         for number in range(COPIES):
-            (folder / f"k{number:04}").write_bytes(CONTENT)
+            (folder / f"k{number:04}").write_bytes(content())
         yield folder
     finally:
         shutil.rmtree(folder)
