@@ -126,7 +126,8 @@ class Stage:
         self._agent: Optional[DevAgent] = None
 
     def __enter__(self) -> Stage:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="consulfs-bench-")))
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="consulfs-bench-"))
+        self.folder = Path(folder).resolve()  # as the kernel names its mounts
         self.memory = self._stack.enter_context(_tmpfs(self.folder))
         return self
 

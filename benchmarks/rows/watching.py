@@ -12,7 +12,7 @@ from typing import Callable
 
 from latency import Watch, delay_of, fresh_read, inotify, raw_wait
 from report import MICROSECONDS, MILLISECONDS, PERCENT, Goal, Result
-from stage import COMMAND, Mount, Raw, Stage, each_of, take_turns
+from stage import COMMAND, Call, Mount, Raw, Stage, each_of, take_turns
 from trees import Tree
 
 from rows import DEEP, NOTHING, ROUNDS, content, over, read_file, row, settle
@@ -58,25 +58,20 @@ def remote(stage: Stage, work: str, watch: Callable[[Mount], Watch]) -> Result:
 
 @row("elsewhere")
 def elsewhere(stage: Stage) -> Result:
-    def timed() -> dict[str, float]:
-        with stage.consulfs(DEEP) as mount, stage.floor(DEEP) as floor:
-            calls = {name: partial(read_file, f"{site.path}/{FIRST}") for name, site in consulfs_and(mount, floor)}
-            for call in calls.values():
-                settle(call)
-            return take_turns(ROUNDS, {name: partial(each_of, call, 300) for name, call in calls.items()})
+    def reading(mount: Mount) -> Call:
+        """A call that the mount knows."""
+        call = partial(read_file, f"{mount.path}/{FIRST}")
+        settle(call)
+        return call
 
     with writes_elsewhere(stage.store(DEEP)):
-        times = timed()
+        with stage.consulfs(DEEP) as mount, stage.floor(DEEP) as floor:
+            calls = {"consulfs": reading(mount), "floor": reading(floor)}
+            times = take_turns(ROUNDS, {name: partial(each_of, call, 300) for name, call in calls.items()})
         with stage.counted(DEEP) as (mount, tally):
-            call = partial(read_file, f"{mount.path}/{FIRST}")
-            settle(call)
-            requests = over(5, tally, call)
+            requests = over(5, tally, reading(mount))
     work = f"warm open + read + close, {RATE} writes/s elsewhere"
     return Result.of(work, MICROSECONDS, times, None, requests, NOTHING)
-
-
-def consulfs_and(mount: Mount, floor: Mount) -> list[tuple[str, Mount]]:
-    return [("consulfs", mount), ("floor", floor)]
 
 
 @contextmanager
