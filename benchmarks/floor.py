@@ -21,7 +21,7 @@ from trees import Tree
 
 from consulfs import binding
 from consulfs.daemon import mount_options
-from consulfs.filesystem.branch import NOW, Attributes, Opened
+from consulfs.filesystem.branch import NOW, Attributes, Listed, Opened
 from consulfs.options import parse
 from consulfs.source import Source
 
@@ -81,13 +81,13 @@ class Memory:
     # -- names and attributes --------------------------------------------------------------------------------
 
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
-        node = self._open[fh] if fh is not None else self._at(path or "/")
-        is_file = node.kind == stat.S_IFREG
-        mode, links = (0o600, 1) if is_file else (0o700, 2)
-        return Attributes(node.inode, node.kind | mode, len(node.content), node.mtime, node.mtime, links, *self._owner)
+        return self._attributes(self._open[fh] if fh is not None else self._at(path or "/"))
 
-    def readdir(self, path: str) -> list[tuple[str, int, int]]:
-        return [(name, node.kind, node.inode) for name, node in list(self._at(path).entries.items())]
+    def readdir(self, path: str, plus: bool) -> list[Listed]:
+        return [
+            Listed(name, node.kind, node.inode, self._attributes(node) if plus else None)
+            for name, node in list(self._at(path).entries.items())
+        ]
 
     def statfs(self) -> dict[str, int]:
         return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": 255}
@@ -173,6 +173,11 @@ class Memory:
                     raise OSError(errno.ENOENT, path)
                 node = found
         return node
+
+    def _attributes(self, node: Node) -> Attributes:
+        mode, links = (0o600, 1) if node.kind == stat.S_IFREG else (0o700, 2)
+        size, mtime = len(node.content), node.mtime
+        return Attributes(node.inode, node.kind | mode, size, mtime, mtime, links, *self._owner)
 
     def _add(self, path: str, node: Node) -> None:
         folder, _, name = path.rpartition("/")

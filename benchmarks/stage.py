@@ -23,6 +23,7 @@ from counting import Tally, counting
 from trees import Tree
 
 from consulfs.devagent import DevAgent
+from consulfs.mounts import mounted_at
 
 COMMAND = str(Path(sys.executable).with_name("consulfs"))
 
@@ -198,7 +199,7 @@ class Stage:
         try:
             yield path
         finally:
-            while _is_mounted(path):
+            while mounted_at(str(path)):
                 subprocess.run(["fusermount3", "-uz", str(path)], check=True)
             path.rmdir()
 
@@ -235,7 +236,7 @@ def _mounted(words: list[str], point: Path) -> Iterator[Mount]:
     """What a command mounts, which stays in the foreground."""
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=ENVIRONMENT, preexec_fn=ends_with_us)
     try:
-        wait_for(lambda: _is_mounted(point) or process.poll() is not None, f"{words[0]} has not mounted")
+        wait_for(lambda: mounted_at(str(point)) or process.poll() is not None, f"{words[0]} has not mounted")
         if process.poll() is not None:
             raise Failed(f"{' '.join(words)} ended with status {process.returncode}")
         yield Mount(point, process)
@@ -246,12 +247,6 @@ def _mounted(words: list[str], point: Path) -> Iterator[Mount]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _is_mounted(path: Path) -> bool:
-    """As the kernel tells it, whether or not the mount answers."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        return any(line.split()[4] == str(path) for line in mounts)
 
 
 def wait_for(condition: Callable[[], object], complaint: str, seconds: float = LIMIT) -> None:
