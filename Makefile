@@ -45,7 +45,7 @@ demo-stop:
 test: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
-# Ten minutes: a million keys are among it. BENCH=--quick is without them; --write puts the first table into docs/.
+# Half an hour: a million keys are among it. BENCH=--quick is without them; --write puts the results into docs/.
 bench: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/filesystem.py $(BENCH)
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py

@@ -14,7 +14,7 @@ HEADER = "| work | measured | beside it | goal | part of the goal | requests | g
 
 PRODUCT = "consulfs"
 
-BEGIN, END = "<!-- The table: make bench -->", "<!-- The end of the table -->"
+BEGIN, END = "<!-- The results: make bench BENCH=--write -->", "<!-- The end of the results -->"
 
 
 @dataclass(frozen=True)
@@ -223,20 +223,21 @@ def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "")
 # -- the page ------------------------------------------------------------------------------------------------
 
 
-def page_with(page: str, table: str) -> str:
-    """A page with a table between its two marks."""
+def page_with(page: str, results: str) -> str:
+    """A page with other results between its two marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page has no {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{results}\n\n{END}{after}"
 
 
 def write(docs: Path, results: Sequence[Result], conditions: str) -> None:
-    """Put the table and the chart into the documentation.
+    """Put the chart and the table into the documentation.
 
     :param conditions: a sentence on where it was measured
     """
-    page = docs / "benchmarks.md"
-    page.write_text(page_with(page.read_text(), f"{table_of(results)}\n\n{conditions}"))
-    (docs / "benchmarks.svg").write_text(chart_of(results))
+    page, chart = docs / "benchmarks.md", docs / "benchmarks.svg"
+    image = f"![What part of its goal each row uses]({chart.name})"
+    chart.write_text(chart_of(results))
+    page.write_text(page_with(page.read_text(), f"{image}\n\n{table_of(results)}\n\n{conditions}"))
