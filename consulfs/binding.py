@@ -48,6 +48,9 @@ LOOP_ENDED = 8
 UNKNOWN_INODE = 0xFFFFFFFF
 """libfuse's own, for a name in a listing whose number is not known (lib/fuse.c)."""
 
+LONGEST_NAME = 1.0
+"""Seconds for which the kernel takes a name as there, however long attributes stand: nothing can make it forget one."""
+
 READDIR_PLUS, FILL_DIR_PLUS = 1, 2
 """The kernel takes attributes along with names, and here they are (fuse.h): then it does not ask for each."""
 
@@ -228,7 +231,8 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
         settings.nullpath_ok = 1  # an unlinked open file has no path any more
         settings.hard_remove = 1  # no .fuse_hidden keys
         settings.use_ino = 1
-        settings.entry_timeout = settings.attr_timeout = self._fs.attr_timeout
+        settings.attr_timeout = self._fs.attr_timeout
+        settings.entry_timeout = min(self._fs.attr_timeout, LONGEST_NAME)
         settings.negative_timeout = 0.0  # a name that another host makes is there at once
         global _loop, _mount
         _mount = _fuse.fuse_get_context().contents.fuse

@@ -43,6 +43,7 @@ def run(source: Source, mountpoint: str, options: Options, foreground: bool) -> 
     """
     mountpoint = os.path.abspath(mountpoint)
     check_mountpoint(mountpoint)
+    mountpoint = os.path.realpath(mountpoint)  # as the kernel calls it
     token = read_token(options)
     check_files(options)
     if foreground:
@@ -67,7 +68,7 @@ def check_mountpoint(path: str) -> None:
 
 def _has_consulfs(path: str) -> bool:
     """Whether what is mounted at a path is ours: another over it would hide it, and `umount` end the wrong one."""
-    mounted = mounted_at(path)
+    mounted = mounted_at(os.path.realpath(path))
     return mounted is not None and mounted.kind == CONSULFS
 
 

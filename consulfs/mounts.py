@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import NamedTuple, Optional
 
@@ -28,8 +27,11 @@ CONSULFS = "fuse.consulfs"
 
 
 def mounted_at(path: str) -> Optional[Mounted]:
-    """What is mounted at a path: the last of several."""
-    found, path = None, os.path.realpath(path)
+    """What is mounted at a path: the last of several.
+
+    :param path: absolute and without symbolic links
+    """
+    found = None
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             words = line.split()
