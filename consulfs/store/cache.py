@@ -153,13 +153,14 @@ class Cache:
             newer = _is_newer(known, entry.known if entry is not None else None)
             if not newer and not self._is_current(key, ticket):
                 return None
-            if (
-                entry is not None
-                and _is_newer(entry.known, known)
-                and self._is_true(prefix, entry.asked, entry.known.modify_index)
-            ):
-                return entry.known  # a server that lags behind the one that was asked before
-            self._keep(key, known, ticket.moment)
+            asked = ticket.moment
+            if entry is not None and not newer and (_is_newer(entry.known, known) or entry.asked > asked):
+                # A server that lags behind the one that was asked before, or a slower answer than that one's.
+                if self._is_true(prefix, entry.asked, entry.known.modify_index):
+                    return entry.known
+                if entry.asked > asked:
+                    return known
+            self._keep(key, known, asked)
             level = self._levels.get(prefix)
             if level is not None and isinstance(known, Record):
                 level.learn(name, known)
@@ -197,7 +198,8 @@ class Cache:
         """Whether a watch says that there are keys below a prefix, whatever is known of the directory above it."""
         with self._lock:
             return any(
-                level.live and level.listing and watched.startswith(prefix) for watched, level in self._levels.items()
+                level.live and level.is_certain and level.listing and watched.startswith(prefix)
+                for watched, level in self._levels.items()
             )
 
     # -- this mount's own changes ----------------------------------------------------------------------------
@@ -290,7 +292,7 @@ class Cache:
     def arm(self, level: Level) -> int:
         """A query is being sent; gives the index that it is to wait for something newer than."""
         with self._lock:
-            level.arm()
+            level.arm(time.monotonic())
             return level.index
 
     def disarm(self, level: Level) -> None:
@@ -310,8 +312,12 @@ class Cache:
             is_first = level.listing is None
             news = level.take(answer, now, busy)
             if news is not None:
-                self._listings.pop(level.prefix, None)
-                self._learn(level, news, answer.without(busy).records, now)
+                read = self._listings.pop(level.prefix, None)
+                if read is not None and read.asked >= level.armed and read.listing != level.listing:
+                    level.listed = 0.0  # either may be the newer one: programs ask until the next answer comes
+                asked = self._as_of(level.armed, now)
+                level.listed = min(level.listed, asked)
+                self._learn(level, news, answer.without(busy).records, asked)
             self.version += news is None or is_first or bool(news.made or news.gone)
             return news
 
@@ -321,17 +327,21 @@ class Cache:
         with self._lock:
             news = level.settle(answer, names)
             if news is not None:
-                self._learn(level, news, answer.of(names).records, now)
+                self._learn(level, news, answer.of(names).records, self._as_of(level.armed, now))
             self.version += 1
             return news
 
-    def compare(self, level: Level, records: Mapping[str, Record]) -> News:
-        """Files of a directory, by name, that were read after an answer: what others did to them."""
+    def compare(self, level: Level, records: Mapping[str, Record], ticket: Ticket) -> tuple[News, Mapping[str, Record]]:
+        """Files of a directory, by name, that were read after an answer: what others did to them.
+
+        :return: and those that this mount has not changed meanwhile, or not as lately
+        """
         now = time.monotonic()
         with self._lock:
+            records = {name: record for name, record in records.items() if self._counts(record, ticket)}
             news = level.compare(records)
-            self._learn(level, news, records, now)
-            return news
+            self._learn(level, news, records, self._as_of(ticket.moment, now))
+            return news, records
 
     def suspects(self, level: Level, most: int) -> list[str]:
         """The keys of files that the last answer has made uncertain."""
@@ -375,7 +385,10 @@ class Cache:
         level = self._levels.get(prefix)
         if level is not None and asked >= level.since and level.listing == listing:
             level.listed = max(level.listed, asked)  # what was in doubt is not any more
-        before = self._listings.pop(prefix, None)
+        before = self._listings.get(prefix)
+        if before is not None and before.asked > asked:
+            return  # a slower answer than that
+        self._listings.pop(prefix, None)
         self.version += before is None or before.listing != listing
         found = _Listed(listing, asked)
         if _names_in(found) <= MOST_LISTED:
@@ -401,6 +414,10 @@ class Cache:
         if entry is not None:
             self.size -= len(entry.known.value) + ENTRY_COST
 
+    def _as_of(self, asked: float, now: float) -> float:
+        """When an answer counts as asked for: one from before a lock that was taken since is old at once."""
+        return now if asked >= self._barrier else 0.0
+
     def _learn(self, level: Level, news: News, records: Mapping[str, Record], now: float) -> None:
         """What a watch has told, unless this mount has stored something newer."""
         for name in news.gone:
@@ -420,7 +437,9 @@ class Cache:
                 self.version += name not in listed.listing
                 listed.listing.enter(name)
             level = self._levels.get(prefix)
-            if level is not None:
+            if level is not None and level.is_outrun(name, record):
+                self._doubt(prefix)
+            elif level is not None:
                 self.version += level.listing is None or name not in level.listing
                 level.wrote(name, record)
             if not prefix:
@@ -444,6 +463,13 @@ class Cache:
             if each not in self._changed and len(self._changed) >= _REMEMBERED_CHANGES:
                 self._changed_before = max(self._changed_before, self._changed.popitem()[1])
             self._changed[each] = self._clock
+
+    def _counts(self, record: Record, ticket: Ticket) -> bool:
+        """Whether an answer is not from before a change of this mount."""
+        entry = self._records.get(record.key)
+        return self._changed.get(record.key, 0) <= ticket.clock or (
+            entry is not None and _is_newer(record, entry.known)
+        )
 
     def _is_current(self, key: str, ticket: Ticket) -> bool:
         return ticket.clock >= self._changed_before and self._changed.get(key, 0) <= ticket.clock

@@ -120,6 +120,7 @@ class Level:
     :ivar live: whether a query waits for the next change: what is known is true until it comes
     :ivar index: Consul's, of the last answer; `before` is that of the one before it
     :ivar since: when the last change was told: what was asked for before it is old, unless it bears that index
+    :ivar armed: when the last query was sent
     :ivar listing: None as long as no answer has told it
     :ivar listed: when that was so; it counts if that is after `since` and after `doubt`
     :ivar known: by name, the index and the signature of each file whose content the watchers know
@@ -129,16 +130,20 @@ class Level:
         self.prefix = prefix
         self.live = False
         self.index = self.before = 0
-        self.since = self.doubt = self.listed = 0.0
+        self.since = self.doubt = self.listed = self.armed = 0.0
         self.listing: Optional[Listing] = None
         self.known: dict[str, tuple[int, int]] = {}
         # What this mount has done since the query was sent: the index of what it wrote (None: unknown), and deletes.
         self._made: dict[str, Optional[int]] = {}
         self._gone: set[str] = set()
+        # As of which answer the listing is, but for these names, which are still to be settled.
+        self._told = 0
+        self._busy: set[str] = set()
 
-    def arm(self) -> None:
+    def arm(self, now: float) -> None:
         """A query is being sent; it will be answered when there is something newer than `index`."""
-        self.live = self.is_certain and bool(self.index)
+        self.live = bool(self.index)
+        self.armed = now
         self._made.clear()
         self._gone.clear()
 
@@ -147,12 +152,18 @@ class Level:
         """Whether nothing has come up since its names were told."""
         return self.listing is not None and self.listed >= max(self.since, self.doubt)
 
+    def is_outrun(self, name: str, record: Record) -> bool:
+        """Whether an answer from after a store of this mount was told before the store's own, without that name."""
+        if self.listing is None or name in self.listing or name in self._busy:
+            return False
+        return record.modify_index is not None and record.modify_index < self._told
+
     def wrote(self, name: str, record: Record) -> None:
         """This mount has stored a key here, or below the directory of that name."""
         index = record.modify_index
         if not name.endswith("/"):
             self.known[name] = index or 0, signature(record)
-        self._made[name] = index
+        self._made[name] = index and max(index, self._made.get(name) or 0)
         self._gone.discard(name)
         self._enter(name, True)
 
@@ -194,37 +205,43 @@ class Level:
         if answer.index != self.index:
             self.before, self.index, self.since = self.index, answer.index, now
         first = self.listing is None
-        if first:  # what was made here meanwhile was entered nowhere
+        if first:  # all is new but what was stored here meanwhile, which the answer may not know yet
             self.listing = Listing()
             for name in self._made:
                 self.listing.enter(name)
-        news = self.settle(answer, (self._names_differing(answer) | answer.records.keys()) - set(busy))
+        names = self._names_differing(answer) | answer.records.keys()
+        news = self.settle(answer, names if first else names - set(busy))
         if news is None:
             self.listing = None if first else self.listing
             return None
-        self.listed = now
-        return News(self.prefix) if first else news
+        self.listed, self._told, self._busy = now, answer.index, set(busy)
+        return replace(news, made=frozenset()) if first else news
 
     def settle(self, answer: Answer, names: Collection[str]) -> Optional[News]:
         """The same for some of the names, once this mount is done with them."""
+        if any(self._is_unclear(name, answer) for name in names):
+            return None  # before anything is noted: what is not told now must be told later
         made, gone, changed = set(), set(), set()
         for name in names:
             there, here = name in answer.listing, self.listing is not None and name in self.listing
-            if there and name in self._gone:
-                return None
             if there and not here:
                 made.add(name)
-            elif here and not there:
-                own = self._made.get(name, 0)
-                if own is None:
-                    return None
-                if own <= answer.index:
-                    gone.add(name)
+            elif here and not there and (self._made.get(name) or 0) <= answer.index:
+                gone.add(name)
             if name in answer.records and self._compare(name, answer.records[name]) and here:
                 changed.add(name)
         for name in made | gone:
             self._enter(name, name in made)
+        self._busy.difference_update(names)
         return News(self.prefix, frozenset(made), frozenset(gone), frozenset(changed))
+
+    def _is_unclear(self, name: str, answer: Answer) -> bool:
+        """Whether nobody can tell if an answer is from before what this mount has done under a name."""
+        if name in answer.listing and name in self._gone:
+            return True
+        # Stored without an index, and the answer may be from before that: another value, or none.
+        shows = name in answer.records or name not in answer.listing
+        return shows and name in self._made and self._made[name] is None
 
     def compare(self, records: Mapping[str, Record]) -> News:
         """Files that were read since: what others did to them."""
@@ -258,5 +275,5 @@ class Level:
 
     def forget(self) -> None:
         """Consul's indexes have begun anew: none that is known says anything of those to come."""
-        self.live, self.index, self.before = False, 0, 0
+        self.live, self.index, self.before, self._told = False, 0, 0, 0
         self.known = {name: (0, mark) for name, (_, mark) in self.known.items()}

@@ -59,6 +59,11 @@ class Turns:
             or (key.endswith("/") and any(each.startswith(key) for each in (*at, *below)))
         ]
 
+    def taken_below(self, prefix: str) -> list[str]:
+        """The keys and prefixes below one at which somebody works."""
+        with self._free:
+            return [each for keys, below in self._taken for each in (*keys, *below) if each.startswith(prefix)]
+
     def wait_free(self, keys: Sequence[str], seconds: float) -> None:
         """Wait until nobody works at any of them, but not for long."""
         end = time.monotonic() + seconds

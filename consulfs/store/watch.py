@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Callable, Protocol
 
 from consulfs.consulate import Consul, ConsulateException, Forbidden, Record
-from consulfs.store.cache import Cache
+from consulfs.store.cache import Cache, Ticket
 from consulfs.store.levels import Answer, Level, Listing, News
 from consulfs.store.turns import Turns
 
@@ -158,6 +158,7 @@ class Watch:
             return 0.0, True
         differing = self._cache.differing(self.level, answer)
         busy = {key[len(self.prefix) :] for key in self._turns.taken(self.prefix + name for name in differing)}
+        busy |= Listing.below(self.prefix, self._turns.taken_below(self.prefix)).names()
         news = self._cache.take(self.level, answer, busy)
         if news is None:
             return self._vain.grow(), True
@@ -206,13 +207,15 @@ class Watch:
         """
         if not self._has_looked:
             self._has_looked = True
-            return self._tell_compared(self._load(listing))
+            ticket = self._cache.ticket()
+            return self._tell_compared(self._load(listing), ticket)
         told = False
         suspects = self._cache.suspects(self.level, KNOWN_FILES)
         if len(listing.files) <= KNOWN_FILES and self._is_pinned(self.prefix, listing.files):
             suspects = [self.prefix + name for name in sorted(listing.files)]
         for start in range(0, len(suspects), BATCH):
-            told |= self._tell_compared(self._read(suspects[start : start + BATCH]))
+            ticket = self._cache.ticket()
+            told |= self._tell_compared(self._read(suspects[start : start + BATCH]), ticket)
         return told
 
     def _load(self, listing: Listing) -> dict[str, Record]:
@@ -233,8 +236,10 @@ class Watch:
         mode = "default" if self._consistency == "stale" else self._consistency
         return self._here(self._consul.kv.read_many(keys, timeout=GRACE, consistency=mode).values())
 
-    def _tell_compared(self, records: Mapping[str, Record]) -> bool:
-        return self._tell(self._cache.compare(self.level, records), records)
+    def _tell_compared(self, records: Mapping[str, Record], ticket: Ticket) -> bool:
+        busy = self._turns.taken(self.prefix + name for name in records)
+        self._turns.wait_free(busy, OWN_SECONDS)
+        return self._tell(*self._cache.compare(self.level, records, ticket))
 
     def _here(self, records: Iterable[Record]) -> dict[str, Record]:
         """Those that stand in the directory itself, by name."""
