@@ -1,0 +1,99 @@
+"""What the kernel was told of files, and what an open file goes on showing until it is told anew. Pure."""
+
+from __future__ import annotations
+
+from consulfs.consulate import Record
+from consulfs.filesystem import kernel as module
+from consulfs.filesystem.kernel import Kernel
+from consulfs.store.edits import Append
+from consulfs.store.node import Node
+
+
+def record(value, index):
+    return Record("k", value, 0, 1, index)
+
+
+def test_an_open_of_another_content_than_was_told_is_behind_once():
+    kernel = Kernel(1e9)
+    assert not kernel.is_behind("k", 1)
+    kernel.tell("k", 1)
+    assert not kernel.is_behind("k", 1)
+    kernel.tell("k", 1)
+    assert kernel.is_behind("k", 2)
+    assert not kernel.is_behind("k", 2)
+    kernel.tell("k", 1)
+    kernel.tell("k", 2)
+    assert not kernel.is_behind("k", 2)
+
+
+def test_without_a_timeout_it_is_never_behind():
+    kernel = Kernel(0)
+    kernel.tell("k", 1)
+    assert not kernel.is_behind("k", 2)
+
+
+def test_what_it_was_made_to_forget_is_not_behind():
+    kernel = Kernel(1e9)
+    kernel.tell("k", 1)
+    kernel.forget("k")
+    assert not kernel.is_behind("k", 2)
+
+
+def test_pages_are_kept_from_one_open_to_the_next_of_the_same_content_and_path():
+    kernel = Kernel(1e9)
+    assert [kernel.opens("/k", "k", version) for version in (1, 1, 2, 2)] == [False, True, False, True]
+    assert not kernel.opens("/k%value", "k", 2)
+    assert not kernel.opens("/k", "k", None)
+    assert not kernel.opens("/k", "k", None)
+    assert not kernel.opens("/k", "k", 2)
+    kernel.forget("k")
+    assert not kernel.opens("/k", "k", 2)
+
+
+def test_the_files_that_are_remembered_are_bounded():
+    kernel = Kernel(1e9)
+    for number in range(module.REMEMBERED + 1):
+        kernel.tell(f"{number}", 1)
+        kernel.opens("/", f"{number}", 1)
+    assert not kernel.is_behind("0", 2)
+    assert not kernel.opens("/", "0", 1)
+    last = f"{module.REMEMBERED}"
+    assert kernel.is_behind(last, 2)
+    assert kernel.opens("/", last, 1)
+
+
+def test_an_open_file_shows_what_was_told_until_it_is_told_anew():
+    node = Node("k", record(b"old", 1))
+    node.adopt(record(b"newer", 2))
+    assert (node.shown, node.content, node.version) == (b"old", b"newer", 2)
+    node.adopt(record(b"newest", 3))
+    assert (node.shown, node.content) == (b"old", b"newest")
+    node.show()
+    assert node.shown is None
+    node.adopt(record(b"newest", 4))  # a lock: the content is the same
+    assert (node.shown, node.version) == (None, 4)
+
+
+def test_a_change_here_shows_all():
+    node = Node("k", record(b"old", 1))
+    node.adopt(record(b"newer", 2))
+    node.change(1, Append(bytearray(b"+")))
+    assert (node.shown, node.content, node.version) == (None, b"newer+", None)
+
+
+def test_a_store_says_whether_it_brought_changes_of_others():
+    for stored, merged in ((b"old+", False), (b"theirs+", True)):
+        node = Node("k", record(b"old", 1))
+        node.change(1, Append(bytearray(b"+")))
+        node.plan()
+        assert node.version is None
+        assert node.settle(record(stored, 2)) is merged
+        assert (node.content, node.version) == (stored, 2)
+
+
+def test_after_indexes_begin_anew_any_record_is_newer():
+    node = Node("k", record(b"old", 50))
+    node.begin_anew()
+    assert node.version is None
+    node.adopt(record(b"restored", 3))
+    assert (node.content, node.version) == (b"restored", 3)
