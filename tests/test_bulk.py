@@ -221,6 +221,20 @@ HELD = 64 << 20
 """Bytes of an answer under way: 64 values of 200 KB, which are 17 MB in JSON, as it came, as text, and decoded."""
 
 
+def test_large_values_make_batches_smaller(agent, curl, gauge):
+    value = os.urandom(200_000)
+    tree = {f"t/k{number:03}": value + b"%d" % number for number in range(300)}
+    fill(agent, tree.items())
+    with Mount(gauge.address, f"cache_size={CACHE},timeout=30,virtual=hidden") as mount:
+        with gauge.counting() as count:
+            assert summed(mount.ok("md5sum t/*")) == by_sum(tree)
+        batches = [len(seen.verbs) for seen in count.requests if seen.verbs]
+        assert max(batches) <= 64
+        assert all(each <= 32 for each in batches[2:]), batches
+        assert len(count.requests) <= 300 // 4 + FIXED, count
+        assert memory(mount) < OWN + 2 * CACHE + HELD, memory(mount)
+
+
 def test_a_large_value_among_small_ones(agent, curl, gauge, cold):
     tree = {f"t/k{number:04}": b"%d" % number for number in range(1000)}
     tree["t/k0500"] = os.urandom(380_000)

@@ -23,7 +23,7 @@ from consulfs.store.cache import Cache, Known
 log = logging.getLogger(__name__)
 
 SCAN_BYTES = 4 << 20
-"""A batch over this many bytes makes the next ones smaller: the answer has to be held in memory."""
+"""Batches after the first are to have so many bytes at most: the answer has to be held in memory."""
 
 WHOLE_BYTES = 16 << 20
 """A directory whose files seem to be so large together is not read in one request; and an eighth of the cache."""
@@ -83,7 +83,8 @@ class Scan:
         found = self._backend.read_many(keys)
         size = sum(len(record.value) for record in found.values())
         self._mean = size / max(1, len(found))
-        self._batch = max(4, self._batch // 2) if size > SCAN_BYTES else min(BATCH, self._batch * 2)
+        # By the mean, for a batch may have been small because little of it was missing.
+        self._batch = max(4, min(BATCH, int(SCAN_BYTES / max(1.0, self._mean))))
         kept = {key: self._cache.put(key, record, ticket) for key, record in found.items()}
         return {key: known for key, known in kept.items() if known is not None}
 
