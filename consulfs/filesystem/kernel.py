@@ -43,10 +43,13 @@ class Kernel:
                 self._told[key] = version, time.monotonic()
 
     def is_behind(self, key: str, version: Version) -> bool:
-        """Whether it takes the attributes of another content as true; said once."""
+        """Whether it takes the attributes of another content as true; said once, for it asks for them then."""
         with self._lock:
-            told, moment = self._told.pop(key, (version, 0.0))
-            return told != version and moment + self._attr_timeout > time.monotonic()
+            told, moment = self._told.get(key, (version, 0.0))
+            if told == version:
+                return False  # it takes them as true for the next open, too
+            del self._told[key]
+            return moment + self._attr_timeout > time.monotonic()
 
     def opens(self, path: str, key: str, version: Version) -> bool:
         """It opens a file; whether the pages that it has of it are those of this content."""
@@ -56,10 +59,14 @@ class Kernel:
             self._pages[key] = path, version
             return kept
 
-    def forget(self, key: str) -> None:
-        """It knows better: a program of this mount has changed the file; or it was made to forget."""
+    def forget(self, key: str, before: Optional[float] = None) -> None:
+        """It knows better: a program of this mount has changed the file; or it was made to forget.
+
+        :param before: what it was told after this moment it may have kept
+        """
         with self._lock:
-            self._told.pop(key, None)
+            if before is None or self._told.get(key, (None, 0.0))[1] <= before:
+                self._told.pop(key, None)
             self._pages.pop(key, None)
 
 

@@ -154,7 +154,8 @@ class KVBranch(Branch):
             self._check_writable()
             self._tree.check_writable(entry.key)
         handle = self._files.open(entry.key, flags, pid, entry.record)
-        version = handle.node.version
+        with handle.node.state:
+            version = handle.node.opened_version
         if version is not None and not flags & os.O_TRUNC and self._kernel.is_behind(entry.key, version):
             self._files.detach(handle)
             raise OSError(errno.ESTALE, "changed by another host: the kernel looks at its size anew")
@@ -285,8 +286,8 @@ class KVBranch(Branch):
         node, record = entry.node, entry.record
         if node is not None:
             with node.state:
-                size, unsaved, version = len(node.content), node.unsaved, node.version
-                node.show()
+                content, version = node.tell()
+                size, unsaved = len(content), node.unsaved
         else:
             size, unsaved = len(record.value) if record else 0, False
             version = version_of(record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import Optional
 
@@ -14,6 +16,12 @@ from consulfs.store.levels import MARKER, News
 from consulfs.store.node import Node
 from consulfs.store.openfiles import OpenFiles
 from consulfs.tree.kv import KVTree
+
+ATTEMPTS = 8
+"""Times that the kernel is made to forget a file which programs go on asking for meanwhile."""
+
+UNASKED_SECONDS = 0.1
+"""After so long a file of another size is shown to those who do not ask for its size: by a memory map."""
 
 LOCK_SECONDS = 2.0
 """For so long a program that took a lock waits until the kernel has forgotten what may be old."""
@@ -37,6 +45,8 @@ class Others:
         self._kernel = kernel
         self._notices = notices
         self.replay: Optional[Replay] = None
+        self._lock = threading.Lock()  # owns _unasked
+        self._unasked: list[Node] = []
 
     def __call__(self, news: News, records: Mapping[str, Record]) -> None:
         """Called by the thread of a watch."""
@@ -55,10 +65,11 @@ class Others:
 
     # -- on the thread of the notices ------------------------------------------------------------------------
 
-    def _announce(self, news: News, changed: Iterable[Node]) -> None:
-        self._forget_open(changed)
+    def _announce(self, news: News, changed: list[Node]) -> None:
+        for node in changed:
+            self._let_go(node)
         directory = self._tree.path_of_directory(news.prefix)
-        for name in news.changed:
+        for name in news.changed - {node.key[len(news.prefix) :] for node in changed}:
             self._forget(news.prefix + name)
         if news.made or news.gone:
             self._tree.renamed_by_others(news.prefix)
@@ -69,9 +80,49 @@ class Others:
             self._repeat(self.replay, news)
 
     def _forget(self, key: str) -> None:
-        self._kernel.forget(key)
+        begin = time.monotonic()
         for path in self._tree.paths_of(key):
             self._notices.invalidate(path)
+        self._kernel.forget(key, begin)
+
+    def _let_go(self, node: Node) -> None:
+        """Have the kernel forget an open file, and ask for its size before it reads the content as it is now.
+
+        What it is told of a file while it is made to forget it, it drops: it would go on with the size that it had. So
+        that is the size of what is held, and nobody may have been told it when the file is let go.
+        """
+        for attempt in range(ATTEMPTS + 1):
+            with node.state:
+                node.asked = False
+                if attempt == ATTEMPTS:
+                    node.let_go()
+            self._forget(node.key)
+            with node.state:
+                if not node.asked:
+                    node.let_go()
+                    break
+        with node.state:
+            is_unasked = node.shown is not None
+        if is_unasked:
+            with self._lock:
+                self._unasked.append(node)
+                is_first = len(self._unasked) == 1
+            if is_first:
+                timer = threading.Timer(UNASKED_SECONDS, self._notices.post, [self._show_unasked])
+                timer.daemon = True
+                timer.start()
+
+    def _show_unasked(self) -> None:
+        """Whoever reads a file by read(2) has asked for its size by now; a memory map never does."""
+        with self._lock:
+            nodes, self._unasked = self._unasked, []
+        for node in nodes:
+            with node.state:
+                is_unasked = node.shown is not None and not node.held
+                if is_unasked:
+                    node.show()
+            if is_unasked:
+                self._forget(node.key)
 
     def _forget_open(self, nodes: Iterable[Node]) -> None:
         for node in nodes:

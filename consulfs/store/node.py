@@ -109,6 +109,9 @@ class Node:
         self.doubts: list[Doubt] = []
         # What programs read until the kernel has been told the size of another content; None: that is this one.
         self.shown: Optional[bytearray] = None
+        self.shown_version: Optional[int] = None
+        self.held = False  # what is shown goes on being so, whoever asks, until the kernel has been made to forget
+        self.asked = False  # the kernel was told of what is held
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
         self.outdated = False  # another host may have changed it before a lock was taken here
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
@@ -138,12 +141,40 @@ class Node:
         """Which content it shows; None where that is not stored, or not known."""
         return None if self.unsaved else version_of(self.base)
 
+    def hold(self) -> bool:
+        """Another host has changed it: what is shown stays so until `let_go`; whether that is another content."""
+        self.held = self.shown is not None
+        return self.held
+
+    def let_go(self) -> None:
+        """The kernel has forgotten it: who asks next is told of the content as it is."""
+        self.held = False
+        self.show_resembling()
+
+    def show_resembling(self) -> None:
+        """The content is shown as it is, if the kernel knows its size."""
+        if self.shown is not None and not self.held and len(self.shown) == len(self.content):
+            self.show()
+
     def show(self) -> None:
-        """The kernel is told of the content as it is."""
-        self.shown = None
+        """The content is shown as it is."""
+        self.shown, self.held = None, False
+
+    def tell(self) -> tuple[bytearray, Optional[int]]:
+        """The kernel is told of the content, and its version: of the content as it is, unless another one is held."""
+        if self.held and self.shown is not None:
+            self.asked = True
+            return self.shown, self.shown_version
+        self.show()
+        return self.content, self.version
+
+    @property
+    def opened_version(self) -> Optional[int]:
+        """The version of what a program reads that opens it now."""
+        return self.shown_version if self.held else self.version
 
     def change(self, owner: int, change: edits.Change) -> None:
-        self.shown = None
+        self.show()
         edits.apply(self.content, change)
         edits.record(self.pending, owner, change, self.sealed)
 
@@ -171,7 +202,7 @@ class Node:
         if self.base is None or (new is not None and (old is None or new > old)):
             if self.base is None or self.base.value != record.value:
                 if self.shown is None and self.base is not None:
-                    self.shown = self.content
+                    self.shown, self.shown_version = self.content, old
                 self.content = bytearray(record.value)
             self.base = record
 

@@ -252,6 +252,7 @@ class OpenFiles:
         node = handle.node
         with node.state:
             content = node.content if node.shown is None else node.shown
+            node.asked = True
             return bytes(content[offset : offset + size])
 
     def write(self, handle: Handle, data: bytes, offset: int, append: bool) -> int:
@@ -335,7 +336,7 @@ class OpenFiles:
                     node.begin_anew()
                 if record is not None:
                     node.adopt(record)
-                    if node.shown is not None:
+                    if node.hold():
                         changed.append(node)
         return changed
 
@@ -357,6 +358,8 @@ class OpenFiles:
         """Before a file's content is shown: go on from what Consul has, where that may be newer."""
         if node.outdated and not node.gone:
             self.revise(node)
+            with node.state:
+                node.show_resembling()
 
     def revise(self, node: Node) -> None:
         """Go on from what Consul has, as far as that may be newer."""
