@@ -330,14 +330,17 @@ class OpenFiles:
         """
         changed = []
         for node in self.below(news.prefix):
-            record = records.get(node.key[len(news.prefix) :])
+            name = node.key[len(news.prefix) :]
+            record = records.get(name)
             with node.state:
-                if news.anew and "/" not in node.key[len(news.prefix) :]:
+                if news.anew and "/" not in name:
                     node.begin_anew()
                 if record is not None:
                     node.adopt(record)
                     if node.hold():
                         changed.append(node)
+                    if name in news.made:
+                        node.show()  # it was gone: what it was before must not come again
         return changed
 
     def held_by_kernel(self) -> list[Node]:
