@@ -109,7 +109,7 @@ class Node:
         self.doubts: list[Doubt] = []
         # What programs read until the kernel has been told the size of another content; None: that is this one.
         self.shown: Optional[bytearray] = None
-        self.shown_version: Optional[int] = None
+        self.shown_version: Optional[tuple[int, int]] = None
         self.held = False  # what is shown goes on being so, whoever asks, until the kernel has been made to forget
         self.asked = False  # the kernel was told of what is held
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
@@ -160,7 +160,7 @@ class Node:
         """The content is shown as it is."""
         self.shown, self.held = None, False
 
-    def tell(self) -> tuple[bytearray, Optional[int]]:
+    def tell(self) -> tuple[bytearray, Optional[tuple[int, int]]]:
         """The kernel is told of the content, and its version: of the content as it is, unless another one is held."""
         if self.held and self.shown is not None:
             self.asked = True
@@ -169,7 +169,7 @@ class Node:
         return self.content, self.version
 
     @property
-    def opened_version(self) -> Optional[int]:
+    def opened_version(self) -> Optional[tuple[int, int]]:
         """The version of what a program reads that opens it now."""
         return self.shown_version if self.held else self.version
 
@@ -202,7 +202,7 @@ class Node:
         if self.base is None or (new is not None and (old is None or new > old)):
             if self.base is None or self.base.value != record.value:
                 if self.shown is None and self.base is not None:
-                    self.shown, self.shown_version = self.content, old
+                    self.shown, self.shown_version = self.content, version_of(self.base)
                 self.content = bytearray(record.value)
             self.base = record
 
