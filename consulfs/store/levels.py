@@ -133,6 +133,7 @@ class Level:
         self.since = self.doubt = self.listed = self.armed = 0.0
         self.listing: Optional[Listing] = None
         self.known: dict[str, tuple[int, int]] = {}
+        self._fresh: set[str] = set()  # names that the last answer has brought
         # What this mount has done since the query was sent: the index of what it wrote (None: unknown), and deletes.
         self._made: dict[str, Optional[int]] = {}
         self._gone: set[str] = set()
@@ -204,6 +205,7 @@ class Level:
         self.live = False
         if answer.index != self.index:
             self.before, self.index, self.since = self.index, answer.index, now
+            self._fresh.clear()
         first = self.listing is None
         if first:  # all is new but what was stored here meanwhile, which the answer may not know yet
             self.listing = Listing()
@@ -233,6 +235,7 @@ class Level:
         for name in made | gone:
             self._enter(name, name in made)
         self._busy.difference_update(names)
+        self._fresh |= made
         return News(self.prefix, frozenset(made), frozenset(gone), frozenset(changed))
 
     def _is_unclear(self, name: str, answer: Answer) -> bool:
@@ -265,7 +268,7 @@ class Level:
             return False  # stored here since
         self.known[name] = index, signature(record)
         if known is None:  # nobody has looked at it yet: it has changed where the last answer but one was before that
-            return 0 < self.before < index
+            return 0 < (self.index if name in self._fresh else self.before) < index
         return known[1] != signature(record)
 
     def suspects(self, most: int) -> list[str]:
