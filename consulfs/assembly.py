@@ -13,7 +13,7 @@ from consulfs import binding
 from consulfs._version import __version__
 from consulfs.consulate import Consul
 from consulfs.filesystem import Datacenter, Filesystem, Kernel, KVBranch, Notices, Others, Owner, Replay, VirtualBranch
-from consulfs.inotify import Watched
+from consulfs.inotify import Glance, Watched
 from consulfs.metrics import Metrics
 from consulfs.options import Options, settled, shown
 from consulfs.repeater import Repeater
@@ -33,7 +33,7 @@ from consulfs.store.sessionlock import SessionLock
 from consulfs.store.sessions import KeptSession
 from consulfs.store.times import Times
 from consulfs.store.turns import Turns
-from consulfs.store.watch import GUARDED_WAIT, WAIT, Pinned
+from consulfs.store.watch import GUARDED_WAIT, WAIT, Waited
 from consulfs.store.watches import Watches
 from consulfs.tree.kv import KVTree
 from consulfs.tree.virtual import DATACENTERS, ENDPOINTS, NAMES, Answers, Facts, VirtualTree
@@ -198,27 +198,36 @@ class Assembly:
         if not space and options["cache"] == "watch":
             if self._repeater is not None:
                 self._replay = others.replay = Replay(keys, self._repeater)
+            waited_for, root = self._waits(inodes), self._source.prefix
             wait = GUARDED_WAIT if backend.acl_enabled else WAIT
-            watches = Watches(self._watching, cache, turns, options["consistency"], self._pins(inodes), wait)
+            watches = Watches(self._watching, cache, turns, options["consistency"], waited_for, wait)
             watches.listen(others)
             records.use = watches.use
+            if self._repeater is not None:
+                records.glance = Glance(
+                    self._settled["attr_timeout"],
+                    lambda: root not in watches,
+                    lambda: waited_for(root, ()) is not None,
+                    lambda: watches.use(root),
+                )
             self._watches.append(watches)
         return keys
 
-    def _pins(self, inodes: Inodes) -> Pinned:
-        """Tells of directories whether programs wait for them by inotify."""
+    def _waits(self, inodes: Inodes) -> Waited:
+        """Tells of directories whether programs wait for them by inotify, and for which of their files."""
         if self._repeater is None:
-            return lambda prefix, names: False
+            return lambda prefix, names: None
         watched, root = Watched(self._mountpoint), self._source.prefix
 
-        def is_pinned(prefix: str, names: Iterable[str]) -> bool:
+        def waited_for(prefix: str, names: Iterable[str]) -> Optional[set[str]]:
             found = watched.inodes()
+            if not found:
+                return None
+            files = {name for name in names if inodes.number(prefix + name) in found}
             own = {inodes.number(prefix)} | ({ROOT_INODE} if prefix == root else set())
-            return bool(found) and (
-                not found.isdisjoint(own) or any(inodes.number(prefix + name) in found for name in names)
-            )
+            return None if found.isdisjoint(own) and not files else files
 
-        return is_pinned
+        return waited_for
 
     def _count(self) -> None:
         """Have the metrics ask for what is counted by the parts themselves."""

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Optional
+from typing import Callable, Optional
 
 from consulfs.mounts import mounted_at
 
@@ -45,6 +45,53 @@ class Watched:
                 self._inodes = frozenset(inode for inode, device in _watches() if device == self._device)
                 self._looked = time.monotonic()
             return self._inodes
+
+
+class Glance:
+    """Finds out who waits for the root of a mount, which has no name to look up: a moment after its attributes were
+    asked for, and again when the kernel no longer has them: who began to wait in between, or later, had them asked for.
+
+    :param attr_timeout: seconds for which the kernel has them
+    :param is_open: whether it is still to be found out
+    :param is_waited_for: whether somebody waits for the root
+    :param use: called when somebody does
+    """
+
+    def __init__(
+        self,
+        attr_timeout: float,
+        is_open: Callable[[], bool],
+        is_waited_for: Callable[[], bool],
+        use: Callable[[], None],
+    ) -> None:
+        self._moments = (MOMENT, attr_timeout)
+        self._is_open = is_open
+        self._is_waited_for = is_waited_for
+        self._use = use
+        self._lock = threading.Lock()  # owns _again and _thread
+        self._again = False
+        self._thread: Optional[threading.Thread] = None
+
+    def __call__(self) -> None:
+        """The attributes are being asked for."""
+        if self._is_open():
+            with self._lock:
+                self._again = True
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._look, name="glance", daemon=True)
+                    self._thread.start()
+
+    def _look(self) -> None:
+        while True:
+            with self._lock:
+                if not (self._again and self._is_open()):
+                    self._thread = None
+                    return
+                self._again = False
+            for moment in self._moments:
+                time.sleep(moment + MOMENT / 10)
+                if self._is_open() and self._is_waited_for():
+                    self._use()
 
 
 def _watches() -> Iterator[tuple[int, int]]:

@@ -29,6 +29,7 @@ class Records:
 
     :param caller: tells for which program's thread the present operation is
     :param use: told of each directory that a program uses
+    :param glance: told when somebody asks for the attributes of the mount's root
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Records:
         times: Times,
         caller: Callable[[], int] = lambda: 0,
         use: Callable[[str], None] = lambda prefix: None,
+        glance: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend = backend
         self.cache = cache
         self._times = times
         self._caller = caller
         self.use = use
+        self.glance = glance
         self._lock = threading.Lock()
         self._scans: TTLCache[str, Scan] = TTLCache(64, SCAN_LIFETIME)
         # Whose programs have looked at the files of a directory that they had read.

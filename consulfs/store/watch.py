@@ -20,7 +20,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Callable, Protocol
+from typing import Callable, Optional, Protocol
 
 from consulfs.consulate import Consul, ConsulateException, Forbidden, Record
 from consulfs.store.cache import Cache, Ticket
@@ -63,8 +63,9 @@ class Listener(Protocol):
     def __call__(self, news: News, records: Mapping[str, Record]) -> None: ...
 
 
-Pinned = Callable[[str, Iterable[str]], bool]
-"""Whether a program waits for changes of a directory, or of its files, without asking: by inotify."""
+Waited = Callable[[str, Iterable[str]], Optional[set[str]]]
+"""Those of a directory's files for which a program waits without asking, by inotify; None where none waits for them, nor
+for the directory."""
 
 
 class Pause:
@@ -98,7 +99,7 @@ class Watch:
         turns: Turns,
         consistency: str,
         listeners: Sequence[Listener],
-        is_pinned: Pinned,
+        waited_for: Waited,
         wait: float = WAIT,
     ) -> None:
         self.level = level
@@ -109,7 +110,7 @@ class Watch:
         self._turns = turns
         self._consistency = consistency
         self._listeners = listeners
-        self._is_pinned = is_pinned
+        self._waited_for = waited_for
         self._wait = f"{wait:g}s"
         self._ended = threading.Event()
         self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
@@ -211,8 +212,11 @@ class Watch:
             return self._tell_compared(self._load(listing), ticket)
         told = False
         suspects = self._cache.suspects(self.level, KNOWN_FILES)
-        if len(listing.files) <= KNOWN_FILES and self._is_pinned(self.prefix, listing.files):
-            suspects = [self.prefix + name for name in sorted(listing.files)]
+        waited_for = self._waited_for(self.prefix, listing.files)
+        if waited_for is not None:
+            first = listing.files if len(listing.files) <= KNOWN_FILES else waited_for
+            keys = dict.fromkeys([self.prefix + name for name in sorted(first)] + suspects)
+            suspects = list(keys)[:KNOWN_FILES]
         for start in range(0, len(suspects), BATCH):
             ticket = self._cache.ticket()
             told |= self._tell_compared(self._read(suspects[start : start + BATCH]), ticket)

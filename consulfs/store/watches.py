@@ -17,7 +17,7 @@ from consulfs.consulate import Consul, Forbidden
 from consulfs.consulate.api.records import travels_in_url
 from consulfs.store.cache import Cache
 from consulfs.store.turns import Turns
-from consulfs.store.watch import GRACE, WAIT, Listener, Pinned, Watch
+from consulfs.store.watch import GRACE, WAIT, Listener, Waited, Watch
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class Watches:
 
     :param client: makes a client with connections of its own, whose waits are not interrupted
     :param consistency: of the queries
+    :param waited_for: directories with something that is keep their slots
     :param wait: seconds after which a query is answered in any case
-    :param is_pinned: those keep their slots
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Watches:
         cache: Cache,
         turns: Turns,
         consistency: str = "default",
-        is_pinned: Pinned = lambda prefix, names: False,
+        waited_for: Waited = lambda prefix, names: None,
         wait: float = WAIT,
         slots: int = SLOTS,
     ) -> None:
@@ -57,7 +57,7 @@ class Watches:
         self._cache = cache
         self._turns = turns
         self._consistency = consistency
-        self._is_pinned = is_pinned
+        self._waited_for = waited_for
         self._wait = wait
         self._most = slots
         self._listeners: list[Listener] = []
@@ -73,6 +73,10 @@ class Watches:
     def __len__(self) -> int:
         """The directories under watch."""
         return len(self._slots)
+
+    def __contains__(self, prefix: str) -> bool:
+        """Whether a directory is under watch."""
+        return prefix in self._slots
 
     def listen(self, listener: Listener) -> None:
         """Have somebody told of what others do. Before the first directory is used."""
@@ -141,7 +145,8 @@ class Watches:
             slots = sorted((slot for slot in self._slots.values() if slot.used < idle), key=lambda slot: slot.used)
         for slot in slots:
             listing = self._cache.peek(slot.prefix)
-            if self._is_pinned(slot.prefix, self._cache.snapshot(listing)[0] if listing is not None else ()):
+            files = self._cache.snapshot(listing)[0] if listing is not None else ()
+            if self._waited_for(slot.prefix, files) is not None:
                 slot.used = time.monotonic()
                 continue
             self._drop(slot)
@@ -158,7 +163,7 @@ class Watches:
             self._turns,
             self._consistency,
             self._listeners,
-            self._is_pinned,
+            self._waited_for,
             self._wait,
         )
         thread = threading.Thread(target=self._run, args=(watch,), name=f"watch {prefix}", daemon=True)

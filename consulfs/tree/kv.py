@@ -137,6 +137,7 @@ class KVTree:
                 return None
             raise
         if spot is None:
+            self._records.glance()
             return Directory(self.root)
         is_directory = self._is_directory(spot)
         if is_directory and not spot.value:
