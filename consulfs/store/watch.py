@@ -64,8 +64,8 @@ class Listener(Protocol):
 
 
 Waited = Callable[[str, Iterable[str]], Optional[set[str]]]
-"""Those of a directory's files for which a program waits without asking, by inotify; None where none waits for them, nor
-for the directory."""
+"""Those of a directory's files for which a program waits without asking, by inotify; None where none waits for any, nor
+for the directory itself."""
 
 
 class Pause:
