@@ -1,7 +1,8 @@
 """A process that does to a mount what it is told: the other half of `filesystem/replay.py`.
 
 It is forked off before there is a mount or a thread, so it has no hold of the mount's end, and lives as long as the
-socket to it. A line of JSON asks for a deed, a line answers with an errno, or 0.
+socket to it. A line of JSON asks for a deed, a line answers with an errno, or 0. One that was killed is made anew when
+it is needed: by then there are threads and a mount, so this module is run as a program of its own.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import ctypes
 import enum
 import errno
 import json
+import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 from typing import Optional
 
 from consulfs.mounts import CONSULFS, mounted_at
+
+log = logging.getLogger(__name__)
 
 PR_SET_NAME = 15
 
@@ -40,27 +46,69 @@ class Repeater:
     """
 
     def __init__(self, root: str) -> None:
-        ours, theirs = socket.socketpair()
+        self._root = root
+        self._closed = False
+        self._is_proven = True
+        self._program: Optional[subprocess.Popen[bytes]] = None
+        self._socket, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
             _live(root, theirs)
         theirs.close()
-        self._socket = ours
-        self._answers = ours.makefile("rb")
+        self._answers = self._socket.makefile("rb")
 
     def repeat(self, deed: Deed, path: str) -> int:
-        """Have it done; 0, or the errno that it failed with."""
-        try:
-            self._socket.sendall(json.dumps([deed.value, path]).encode() + b"\n")
-            return int(self._answers.readline() or errno.EPIPE)
-        except OSError as error:
-            return error.errno or errno.EIO
+        """Have it done; 0, or the errno that it failed with. For one thread."""
+        answer = self._ask(deed, path)
+        if answer is None and self._make_anew():
+            answer = self._ask(deed, path)
+        if answer is None:
+            return errno.EPIPE
+        self._is_proven = True
+        return answer
 
     def close(self) -> None:
         """End it, and whoever waits for it."""
+        self._closed = True
+        self._end()
+
+    def _ask(self, deed: Deed, path: str) -> Optional[int]:
+        """What it answers; None where it is no more."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(json.dumps([deed.value, path]).encode() + b"\n")
+            answer = self._answers.readline()
+            return int(answer) if answer else None
+        return None
+
+    def _make_anew(self) -> bool:
+        """Not where one has never done anything before it ended: the next would not either."""
+        if self._closed or not self._is_proven:
+            return False
+        self._end()
+        self._is_proven = False
+        self._socket, theirs = socket.socketpair()
+        self._answers = self._socket.makefile("rb")
+        program = f"import sys; sys.path[:] = {sys.path!r}; from consulfs.repeater import main; main()"
+        command = [sys.executable, "-I", "-S", "-c", program, self._root, str(theirs.fileno())]
+        try:
+            self._program = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/", start_new_session=True)
+        except OSError as error:
+            log.error("the process that tells of changes by inotify was killed, and none can be made: %s", error)
+            return False
+        finally:
+            theirs.close()
+        self.pid = self._program.pid
+        log.warning("the process that tells of changes by inotify was killed: there is a new one")
+        return True
+
+    def _end(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        self._answers.close()
         self._socket.close()
+        if self._program is not None:
+            self._program.wait()
+            return
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
@@ -144,3 +192,8 @@ def _do(deed: Deed, path: str, root: int) -> None:
             os.ftruncate(file, os.fstat(file).st_size)
         finally:
             os.close(file)
+
+
+def main() -> None:
+    """The process that was made anew."""
+    _live(sys.argv[1], socket.socket(fileno=int(sys.argv[2])))
