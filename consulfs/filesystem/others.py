@@ -142,4 +142,5 @@ class Others:
                 there = self._tree.shows(news.prefix, name)
                 if there is (names is news.gone):
                     continue  # it came back, or went again: there is news of that to come
-                replay.repeat(directory if is_directory else file, self._tree.path_in(news.prefix, name))
+                deed = directory if is_directory else file
+                replay.repeat(deed, self._tree.path_in(news.prefix, name), news.sizes.get(name, 0))

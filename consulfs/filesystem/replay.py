@@ -30,11 +30,13 @@ log = logging.getLogger(__name__)
 class _Event:
     """What is being repeated.
 
+    :ivar size: what the file had, if it is gone
     :ivar done: whether the kernel has asked for it
     """
 
     deed: Deed
     path: str
+    size: int
     done: bool = False
 
 
@@ -44,7 +46,6 @@ class Replay(Branch):
     Owner of `_event`: the thread that calls `repeat`; the operations that it causes only look at it, and set `done`.
 
     :param keys: what the other programs see
-    :ivar pid: the helper's process
     """
 
     def __init__(self, keys: Branch, repeater: Repeater) -> None:
@@ -54,20 +55,27 @@ class Replay(Branch):
         self._lock = threading.Lock()  # one event after the other
         self._event: Optional[_Event] = None
         self._works: Optional[bool] = None
-        self.pid = repeater.pid
+
+    @property
+    def pid(self) -> int:
+        """The helper's process."""
+        return self._repeater.pid
 
     @property
     def is_under_way(self) -> bool:
         """Whether something is being repeated."""
         return self._event is not None
 
-    def repeat(self, deed: Deed, path: str) -> None:
-        """Have the helper do it; returns when it is done. For a thread that serves no operation."""
+    def repeat(self, deed: Deed, path: str, size: int = 0) -> None:
+        """Have the helper do it; returns when it is done. For a thread that serves no operation.
+
+        :param size: of a file that is gone: until the kernel has removed the name, others may look at it
+        """
         with self._lock:
             if self._works is None:
                 self._works = self._probe()
             if self._works:
-                failure, _ = self._have_done(deed, path)
+                failure, _ = self._have_done(_Event(deed, path, size))
                 if failure:
                     log.debug("%s %r could not be repeated: %s", deed.name, path, os.strerror(failure))
 
@@ -76,16 +84,16 @@ class Replay(Branch):
 
         One that was taken for a program would do what it is only to repeat.
         """
-        _, seen = self._have_done(Deed.LOOK, "/.consulfs-probe")
+        _, seen = self._have_done(_Event(Deed.LOOK, "/.consulfs-probe"))
         if not seen:
             log.warning("inotify tells nothing of other hosts' changes: the helper's operations cannot be told apart")
         return seen
 
-    def _have_done(self, deed: Deed, path: str) -> tuple[int, bool]:
+    def _have_done(self, event: _Event) -> tuple[int, bool]:
         """(the errno that it failed with or 0, whether it came here)"""
-        event = self._event = _Event(deed, path)
+        self._event = event
         try:
-            return self._repeater.repeat(deed, path), event.done
+            return self._repeater.repeat(event.deed, event.path), event.done
         finally:
             self._event = None
 
@@ -154,7 +162,7 @@ class Replay(Branch):
         except OSError:
             pass  # it is gone, or gone again
         root = self._keys.getattr("/", None)
-        return replace(root, inode=root.inode + 1, mode=stat.S_IFREG | (root.mode & 0o666), size=0, links=1)
+        return replace(root, inode=root.inode + 1, mode=stat.S_IFREG | (root.mode & 0o666), size=event.size, links=1)
 
     def _directory(self, path: str) -> Attributes:
         try:

@@ -76,6 +76,7 @@ class News:
     """What others have done in a directory: names as a level has them.
 
     :ivar anew: Consul's indexes have begun anew
+    :ivar sizes: those that files had that are gone, as far as they were known
     """
 
     prefix: str
@@ -83,6 +84,7 @@ class News:
     gone: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     anew: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.made or self.gone or self.changed)
@@ -133,6 +135,7 @@ class Level:
         self.since = self.doubt = self.listed = self.armed = 0.0
         self.listing: Optional[Listing] = None
         self.known: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[str, int] = {}  # of the same files
         self._fresh: set[str] = set()  # names that the last answer has brought
         # What this mount has done since the query was sent: the index of what it wrote (None: unknown), and deletes.
         self._made: dict[str, Optional[int]] = {}
@@ -163,7 +166,7 @@ class Level:
         """This mount has stored a key here, or below the directory of that name."""
         index = record.modify_index
         if not name.endswith("/"):
-            self.known[name] = index or 0, signature(record)
+            self._know(name, index or 0, record)
         self._made[name] = index and max(index, self._made.get(name) or 0)
         self._gone.discard(name)
         self._enter(name, True)
@@ -186,7 +189,7 @@ class Level:
     def learn(self, name: str, record: Record) -> None:
         """A program looks at a file for the first time."""
         if name not in self.known and record.modify_index is not None:
-            self.known[name] = record.modify_index, signature(record)
+            self._know(name, record.modify_index, record)
 
     def differing(self, answer: Answer) -> set[str]:
         """The names in which an answer is not what was known: changes of others, or this mount's under way."""
@@ -232,11 +235,12 @@ class Level:
                 gone.add(name)
             if name in answer.records and self._compare(name, answer.records[name]) and here:
                 changed.add(name)
+        sizes = {name: self._sizes[name] for name in gone & self._sizes.keys()}
         for name in made | gone:
             self._enter(name, name in made)
         self._busy.difference_update(names)
         self._fresh |= made
-        return News(self.prefix, frozenset(made), frozenset(gone), frozenset(changed))
+        return News(self.prefix, frozenset(made), frozenset(gone), frozenset(changed), sizes=sizes)
 
     def _is_unclear(self, name: str, answer: Answer) -> bool:
         """Whether nobody can tell if an answer is from before what this mount has done under a name."""
@@ -260,13 +264,18 @@ class Level:
             self.listing.enter(name, is_there)
         if not is_there:
             self.known.pop(name, None)
+            self._sizes.pop(name, None)
+
+    def _know(self, name: str, index: int, record: Record) -> None:
+        self.known[name] = index, signature(record)
+        self._sizes[name] = len(record.value)
 
     def _compare(self, name: str, record: Record) -> bool:
         """Whether a file's value or flags are not what was known of them; from now on they are."""
         known, index = self.known.get(name), record.modify_index or 0
         if known is not None and known[0] > index:
             return False  # stored here since
-        self.known[name] = index, signature(record)
+        self._know(name, index, record)
         if known is None:  # nobody has looked at it yet: it has changed where the last answer but one was before that
             return 0 < (self.index if name in self._fresh else self.before) < index
         return known[1] != signature(record)
