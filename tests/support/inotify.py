@@ -115,6 +115,9 @@ def describe(mask: int) -> str:
     return (NAMES.get(mask & ~ISDIR) or hex(mask)) + ("|ISDIR" if mask & ISDIR else "")
 
 
+_numbers = itertools.count(1)
+
+
 class Told:
     """What a program is told of what others do in one directory. Nothing of this mount is used but inotify.
 
@@ -122,6 +125,7 @@ class Told:
     Consul may bring what is made before what was changed.
 
     :param prefix: the keys' prefix of the directory
+    :ivar beacons: the keys that were made for it
     """
 
     def __init__(self, watcher: Watcher, curl: Curl, path: str = "", prefix: str | None = None) -> None:
@@ -129,7 +133,8 @@ class Told:
         self._curl = curl
         self._path = path
         self._prefix = prefix if prefix is not None else path + "/" if path else ""
-        self._numbers = itertools.count(1)
+        self.beacons: list[str] = []
+        self._number = next(_numbers)
         watcher.add(path)
         self._begin()
 
@@ -150,6 +155,7 @@ class Told:
         self.events()
 
     def _beacon(self) -> str:
-        name = f"~{next(self._numbers)}"
+        name = f"~{self._number}.{len(self.beacons)}"
         self._curl.put(self._prefix + name)
+        self.beacons.append(self._prefix + name)
         return f"{self._path}/{name}".lstrip("/")
