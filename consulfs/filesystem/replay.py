@@ -36,7 +36,7 @@ class _Event:
 
     deed: Deed
     path: str
-    size: int
+    size: int = 0
     done: bool = False
 
 
