@@ -289,10 +289,13 @@ class Cache:
             if level.is_certain and level.listing is not None:
                 self._list(level.prefix, level.listing, time.monotonic() if level.live else level.listed)
 
-    def arm(self, level: Level) -> int:
-        """A query is being sent; gives the index that it is to wait for something newer than."""
+    def arm(self, level: Level, waits: bool = True) -> int:
+        """A query is being sent; gives the index that it is to wait for something newer than.
+
+        :param waits: it does; else it tells what has become of the directory since nobody watched it
+        """
         with self._lock:
-            level.arm(time.monotonic())
+            level.arm(time.monotonic(), waits)
             return level.index
 
     def disarm(self, level: Level) -> None:

@@ -144,9 +144,9 @@ class Level:
         self._told = 0
         self._busy: set[str] = set()
 
-    def arm(self, now: float) -> None:
-        """A query is being sent; it will be answered when there is something newer than `index`."""
-        self.live = bool(self.index)
+    def arm(self, now: float, waits: bool = True) -> None:
+        """A query is being sent; if it waits, it will be answered when there is something newer than `index`."""
+        self.live = waits and bool(self.index)
         self.armed = now
         self._made.clear()
         self._gone.clear()

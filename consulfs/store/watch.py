@@ -134,7 +134,7 @@ class Watch:
         """
         anew = True
         while not self.has_ended:
-            index = self._cache.arm(self.level)
+            index = self._cache.arm(self.level, not anew)
             begin = time.thread_time()
             try:
                 answer = self._ask(1 if anew else index)
