@@ -351,6 +351,11 @@ class Cache:
         with self._lock:
             return [level.prefix + name for name in level.suspects(most)]
 
+    def is_of_before(self, level: Level, records: Mapping[str, Record], index: int) -> bool:
+        """Whether records say that Consul's indexes went back; see `Level.is_of_before`."""
+        with self._lock:
+            return level.is_of_before(records, index)
+
     def begin_anew(self, level: Level) -> None:
         """Consul's index went back: those that were told before say nothing any more."""
         with self._lock:

@@ -250,6 +250,17 @@ class Level:
         shows = name in answer.records or name not in answer.listing
         return shows and name in self._made and self._made[name] is None
 
+    def is_of_before(self, records: Mapping[str, Record], index: int) -> bool:
+        """Whether one of some records, as of an index, is older than it was known to be before that index.
+
+        Consul's indexes began anew then, and went on beyond those that were known before anybody asked.
+        """
+        return any(
+            (record.modify_index or 0) < self.known[name][0] <= index
+            for name, record in records.items()
+            if name in self.known
+        )
+
     def compare(self, records: Mapping[str, Record]) -> News:
         """Files that were read since: what others did to them."""
         return News(

@@ -153,9 +153,8 @@ class Watch:
 
     def _heed(self, answer: Answer, index: int) -> tuple[float, bool]:
         """Make of an answer what is known now: (seconds to rest, whether the next query is to be answered at once)."""
-        if answer.index < index:
-            self._cache.begin_anew(self.level)
-            self._tell(News(self.prefix, anew=True), {})
+        if answer.index < index or self._cache.is_of_before(self.level, answer.records, answer.index):
+            self._begin_anew()
             return 0.0, True
         differing = self._cache.differing(self.level, answer)
         busy = {key[len(self.prefix) :] for key in self._turns.taken(self.prefix + name for name in differing)}
@@ -177,6 +176,11 @@ class Watch:
             self._vain.reset()
             return 0.0, False
         return self._vain.grow(), False
+
+    def _begin_anew(self) -> None:
+        """Consul's indexes have."""
+        self._cache.begin_anew(self.level)
+        self._tell(News(self.prefix, anew=True), {})
 
     def _tell(self, news: News, records: Mapping[str, Record]) -> bool:
         """Tell the listeners; whether there is news."""
@@ -241,6 +245,8 @@ class Watch:
         return self._here(self._consul.kv.read_many(keys, timeout=GRACE, consistency=mode).values())
 
     def _tell_compared(self, records: Mapping[str, Record], ticket: Ticket) -> bool:
+        if self._cache.is_of_before(self.level, records, self.level.index):
+            self._begin_anew()
         busy = self._turns.taken(self.prefix + name for name in records)
         self._turns.wait_free(busy, OWN_SECONDS)
         return self._tell(*self._cache.compare(self.level, records, ticket))
