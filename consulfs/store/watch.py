@@ -135,12 +135,14 @@ class Watch:
         anew = True
         while not self.has_ended:
             index = self._cache.arm(self.level, not anew)
-            begin = time.thread_time()
+            begin, sent = time.thread_time(), time.monotonic()
             try:
                 answer = self._ask(1 if anew else index)
-                if answer.index == index and not anew:
-                    continue
-                pause, anew = self._heed(answer, index)
+                renewed = answer.index == index and not anew
+                pause, anew = self._heed(answer, index, renewed)
+                if renewed and time.monotonic() - sent > VAIN[1]:
+                    pause = 0.0
+                    self._vain.reset()
                 self._failed.reset()
             except Forbidden:
                 self._cache.disarm(self.level)
@@ -151,11 +153,14 @@ class Watch:
                 pause, anew = self._failed.grow(), True
             self._ended.wait(max(pause, SHARE * (time.thread_time() - begin)))
 
-    def _heed(self, answer: Answer, index: int) -> tuple[float, bool]:
-        """Make of an answer what is known now: (seconds to rest, whether the next query is to be answered at once)."""
+    def _heed(self, answer: Answer, index: int, renewed: bool) -> tuple[float, bool]:
+        """Make of an answer what is known now: (seconds to rest, whether the next query is to be answered at once).
+
+        :param renewed: nothing was written meanwhile; what the token may see can be another all the same
+        """
         if answer.index < index or self._cache.is_of_before(self.level, answer.records, answer.index):
             self._begin_anew()
-            return 0.0, True
+            return self._vain.grow(), True
         differing = self._cache.differing(self.level, answer)
         busy = {key[len(self.prefix) :] for key in self._turns.taken(self.prefix + name for name in differing)}
         busy |= Listing.below(self.prefix, self._turns.taken_below(self.prefix)).names()
@@ -170,7 +175,7 @@ class Watch:
                 return self._vain.grow(), True
             self._tell(late, answer.of(busy).records)
             told = True  # not in vain: this mount's own change is news to the store
-        if not self._is_whole:
+        if not (self._is_whole or renewed):
             told |= self._look_again(answer.listing)
         if told:
             self._vain.reset()
