@@ -29,8 +29,12 @@ from consulfs.store.turns import Turns
 
 log = logging.getLogger(__name__)
 
-WAIT = 60.0
-"""Seconds after which a query is answered in any case: for so long a connection that died unseen is trusted."""
+WAIT, FIRST_WAIT = 60.0, 4.0
+"""Seconds after which a query is answered in any case: for so long a connection that died unseen is trusted.
+
+The first ones wait for less, each twice as long as the one before it: Consul goes on with a query whose client has gone
+away, and it counts among the connections that it admits.
+"""
 
 GUARDED_WAIT = 10.0
 """The same where there are ACLs: no query is answered because a right was taken away."""
@@ -89,6 +93,7 @@ class Watch:
 
     :param consul: a client with connections of its own
     :ivar used: when a program last used the directory
+    :ivar busy_until: when Consul is done with the query under way, whether or not somebody waits for it
     """
 
     def __init__(
@@ -105,13 +110,15 @@ class Watch:
         self.level = level
         self.prefix = level.prefix
         self.used = time.monotonic()
+        self.busy_until = 0.0
+        self._wait = FIRST_WAIT
         self._consul = consul
         self._cache = cache
         self._turns = turns
         self._consistency = consistency
         self._listeners = listeners
         self._waited_for = waited_for
-        self._wait = f"{wait:g}s"
+        self._longest_wait = wait
         self._ended = threading.Event()
         self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
         known = cache.peek(self.prefix)
@@ -141,7 +148,7 @@ class Watch:
                 renewed = answer.index == index and not anew
                 pause, anew = self._heed(answer, index, renewed)
                 if renewed and time.monotonic() - sent > VAIN[1]:
-                    pause = 0.0
+                    pause, self._wait = 0.0, min(self._wait * 2, self._longest_wait)
                     self._vain.reset()
                 self._failed.reset()
             except Forbidden:
@@ -198,7 +205,8 @@ class Watch:
 
     def _ask(self, index: int) -> Answer:
         """The query itself; with 1 it is answered at once."""
-        kv, wait = self._consul.kv, self._wait
+        kv, wait = self._consul.kv, f"{self._wait:g}s"
+        self.busy_until = time.monotonic() + self._wait * 17 / 16
         if self._is_whole:
             found = kv.tree(self.prefix, index=index, wait=wait, timeout=GRACE, consistency=self._consistency)
             listing = Listing.below(self.prefix, [record.key for record in found])

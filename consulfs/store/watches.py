@@ -22,7 +22,11 @@ from consulfs.store.watch import GRACE, WAIT, Listener, Waited, Watch
 log = logging.getLogger(__name__)
 
 SLOTS = 32
-"""Directories under watch at once: a Consul agent admits 200 connections an address."""
+"""Directories under watch at once: a Consul agent admits 200 connections an address.
+
+At most so many more are those of queries that nobody waits for any more, which Consul goes on with until their time is
+over: no watch gives way to another as long as there are so many.
+"""
 
 STAY = 2.0
 """Seconds for which a directory keeps its slot after it was last used, whoever waits for one."""
@@ -64,6 +68,7 @@ class Watches:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._slots: dict[str, Watch] = {}
+        self._left: list[float] = []  # when Consul is done with the queries of watches that have ended
         self._wanted: OrderedDict[str, float] = OrderedDict()
         self._refused: TTLCache[str, bool] = TTLCache(1024, REFUSED)
         self._keeper: Optional[threading.Thread] = None
@@ -140,8 +145,12 @@ class Watches:
 
     def _make_room(self) -> bool:
         """End the watch that was used least lately, unless each was used just now."""
-        idle = time.monotonic() - STAY
+        now = time.monotonic()
+        idle = now - STAY
         with self._lock:
+            self._left = [end for end in self._left if end > now]
+            if len(self._left) >= self._most:
+                return False
             slots = sorted((slot for slot in self._slots.values() if slot.used < idle), key=lambda slot: slot.used)
         for slot in slots:
             listing = self._cache.peek(slot.prefix)
@@ -151,6 +160,7 @@ class Watches:
                 continue
             self._drop(slot)
             slot.end()
+            self._left.append(slot.busy_until)
             return True
         return False
 
