@@ -202,7 +202,7 @@ class Assembly:
             wait = GUARDED_WAIT if backend.acl_enabled else WAIT
             watches = Watches(self._watching, cache, turns, options["consistency"], waited_for, wait)
             watches.listen(others)
-            records.use = watches.use
+            records.use = self._use_of(watches)
             if self._repeater is not None:
                 records.glance = Glance(
                     self._settled["attr_timeout"],
@@ -212,6 +212,18 @@ class Assembly:
                 )
             self._watches.append(watches)
         return keys
+
+    def _use_of(self, watches: Watches) -> Callable[[str], None]:
+        """What a program looks at is used; what the helper looks at, which repeats what others did, is not."""
+        replay = self._replay
+        if replay is None:
+            return watches.use
+
+        def use(prefix: str) -> None:
+            if not (replay.is_under_way and binding.caller() == replay.pid):
+                watches.use(prefix)
+
+        return use
 
     def _waits(self, inodes: Inodes) -> Waited:
         """Tells of directories whether programs wait for them by inotify, and for which of their files."""

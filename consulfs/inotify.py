@@ -18,6 +18,9 @@ from consulfs.mounts import mounted_at
 
 _WATCH = re.compile(r"^inotify wd:\S+ ino:([0-9a-f]+) sdev:([0-9a-f]+)", re.MULTILINE)
 
+SHARE = 50
+"""Who glances rests so many times as long as it took: where there are very many processes it takes a while."""
+
 MOMENT = 0.1
 """Seconds for which a look counts."""
 
@@ -90,8 +93,10 @@ class Glance:
                 self._again = False
             for moment in self._moments:
                 time.sleep(moment + MOMENT / 10)
+                begin = time.thread_time()
                 if self._is_open() and self._is_waited_for():
                     self._use()
+                time.sleep(SHARE * (time.thread_time() - begin))
 
 
 def _watches() -> Iterator[tuple[int, int]]:
