@@ -172,12 +172,15 @@ def held_back(proxy):
 
 
 def others_are_answered(mount, curl):
-    """Programs go on with all else, and see what another host does, while one file is stuck."""
+    """Programs go on with all else, and see what another host does, while one file is stuck.
+
+    Who asks for the size of that very file (`stat`, `ls -l`) waits in the kernel for the page that is being read.
+    """
     for number in range(5):
         curl.put("d/f", b"changed %d" % number)
         curl.put("d/g", b"changed %d" % number)
     assert mount.ok("ls d; cat e/h") == "f\ng\nbeside"
-    mount.ok("stat d/f d/g e; ls -l d e; echo new > e/new; rm e/new")
+    mount.ok("stat d/g d e; ls -l e; echo new > e/new; rm e/new")
     until(lambda: mount.ok("cat d/g") == "changed 4")
 
 
