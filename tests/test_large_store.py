@@ -127,6 +127,9 @@ def quiet(gauge, action) -> list:
     return count.requests
 
 
+@pytest.mark.xfail(
+    LARGE, reason="times of 262,144 files, and libfuse's names of all that the kernel knows", strict=False
+)
 @pytest.mark.parametrize("tool", ["ls -lR", "find", "tar c"])
 def test_the_memory_of_a_walk_is_bounded(gauge, other, tool):
     """As far as a walk comes in its time; each time is another part of the store."""
