@@ -203,6 +203,13 @@ class Assembly:
             watches = Watches(self._watching, cache, turns, options["consistency"], waited_for, wait)
             watches.listen(others)
             records.use = self._use_of(watches)
+
+            def on_directory(parent: str, prefix: str) -> None:
+                # Who waits for its parent may wait for it next, and the kernel need not ask for its name then.
+                if waited_for(parent, ()) is not None:
+                    watches.use(prefix)
+
+            others.on_directory = on_directory
             if self._repeater is not None:
                 records.glance = Glance(
                     self._settled["attr_timeout"],

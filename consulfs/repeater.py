@@ -89,7 +89,7 @@ class Repeater:
         self._socket, theirs = socket.socketpair()
         self._answers = self._socket.makefile("rb")
         program = f"import sys; sys.path[:] = {sys.path!r}; from consulfs.repeater import main; main()"
-        command = [sys.executable, "-I", "-S", "-c", program, self._root, str(theirs.fileno())]
+        command = [sys.executable, "-I", "-c", program, self._root, str(theirs.fileno())]
         try:
             self._program = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/", start_new_session=True)
         except OSError as error:

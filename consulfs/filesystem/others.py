@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import Optional
+from typing import Callable, Optional
 
 from consulfs.consulate import Record
 from consulfs.filesystem.kernel import Kernel
@@ -30,6 +30,7 @@ LOCK_SECONDS = 2.0
 class Others:
     """The listener of the watches.
 
+    :ivar on_directory: told of a directory that others have made, and of the one that it stands in
     :ivar replay: has inotify tell; None where it is not to
     """
 
@@ -45,6 +46,7 @@ class Others:
         self._kernel = kernel
         self._notices = notices
         self.replay: Optional[Replay] = None
+        self.on_directory: Callable[[str, str], None] = lambda parent, prefix: None
         self._lock = threading.Lock()  # owns _unasked
         self._unasked: list[Node] = []
 
@@ -144,3 +146,5 @@ class Others:
                     continue  # it came back, or went again: there is news of that to come
                 deed = directory if is_directory else file
                 replay.repeat(deed, self._tree.path_in(news.prefix, name), news.sizes.get(name, 0))
+                if deed is Deed.MKDIR:
+                    self.on_directory(news.prefix, news.prefix + name)

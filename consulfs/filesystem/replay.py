@@ -160,7 +160,8 @@ class Replay(Branch):
             if stat.S_ISREG(found.mode):
                 return found
         except OSError:
-            pass  # it is gone, or gone again
+            if event.deed is not Deed.UNLINK:  # gone again: nobody is to see a file that never was
+                raise
         root = self._keys.getattr("/", None)
         return replace(root, inode=root.inode + 1, mode=stat.S_IFREG | (root.mode & 0o666), size=event.size, links=1)
 

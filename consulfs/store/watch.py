@@ -54,8 +54,9 @@ BATCH = 64
 SHARE = 4.0
 """A watch rests so many times as long as its answers keep the processor busy."""
 
-VAIN, FAILED = (0.02, 1.0), (0.1, 10.0)
-"""The first and the longest pause after an answer in which nothing was new, and after a failure; seconds."""
+VAIN, FAILED = (0.02, 0.5), (0.1, 10.0)
+"""The first and the longest pause after an answer in which nothing was new but what this mount did itself, and after a
+failure; seconds."""
 
 OWN_SECONDS = 0.5
 """For so long is waited for this mount's own change of a key, to tell it from another's."""
@@ -180,8 +181,7 @@ class Watch:
             late = self._cache.settle(self.level, answer, busy)
             if late is None:
                 return self._vain.grow(), True
-            self._tell(late, answer.of(busy).records)
-            told = True  # not in vain: this mount's own change is news to the store
+            told |= self._tell(late, answer.of(busy).records)
         if not (self._is_whole or renewed):
             told |= self._look_again(answer.listing)
         if told:
@@ -244,7 +244,8 @@ class Watch:
         if listing.directories or len(listing.files) > FEW_FILES:
             return {}
         records, size = [], 0
-        for record in self._consul.kv.stream(self.prefix, index=1, wait="1s", timeout=GRACE):
+        mode = self._consistency
+        for record in self._consul.kv.stream(self.prefix, index=1, wait="1s", timeout=GRACE, consistency=mode):
             records.append(record)
             size += len(record.value)
             if size > FEW_BYTES or len(records) > FEW_FILES:

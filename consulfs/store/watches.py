@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 from cachetools import TTLCache
 
@@ -36,6 +36,21 @@ REFUSED = 30.0
 
 FRESH = 5.0
 """Seconds for which a directory that was used waits for a slot."""
+
+
+RETURN = 1.0
+"""Seconds after which a directory is used again that is in use, and not one of many that are gone through."""
+
+
+class _Want(NamedTuple):
+    """When a directory that has no slot was first used, and last."""
+
+    first: float
+    last: float
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() - self.last > FRESH
 
 
 class Watches:
@@ -69,7 +84,7 @@ class Watches:
         self._changed = threading.Condition(self._lock)
         self._slots: dict[str, Watch] = {}
         self._left: list[float] = []  # when Consul is done with the queries of watches that have ended
-        self._wanted: OrderedDict[str, float] = OrderedDict()
+        self._wanted: OrderedDict[str, _Want] = OrderedDict()
         self._refused: TTLCache[str, bool] = TTLCache(1024, REFUSED)
         self._keeper: Optional[threading.Thread] = None
         self._threads: list[threading.Thread] = []
@@ -97,7 +112,8 @@ class Watches:
                 if prefix in self._refused:
                     return
                 is_new = prefix not in self._wanted
-                self._wanted[prefix] = time.monotonic()
+                now = time.monotonic()
+                self._wanted[prefix] = _Want(now if is_new else self._wanted[prefix].first, now)
                 self._wanted.move_to_end(prefix)
                 if len(self._wanted) > 2 * self._most:
                     self._wanted.popitem(last=False)
@@ -131,17 +147,25 @@ class Watches:
                     self._changed.wait()
                 if self._ended:
                     return
-                prefix, used = self._wanted.popitem()
+                for prefix in [each for each, want in self._wanted.items() if want.is_over or each in self._slots]:
+                    del self._wanted[prefix]
+                wanted = list(reversed(self._wanted.items()))
                 is_full = len(self._slots) >= self._most
-            if time.monotonic() - used > FRESH or prefix in self._slots:
+            chosen = next((prefix for prefix, want in wanted if not is_full or self._deserves(prefix, want)), None)
+            if chosen is None or (is_full and not self._make_room()):
+                time.sleep(STAY / 4)
                 continue
-            if is_full and not self._make_room():
-                time.sleep(STAY / 4)  # those that want a slot meanwhile come in between, the last one first
-                with self._lock:
-                    self._wanted.setdefault(prefix, used)
-                    self._wanted.move_to_end(prefix, last=False)
-                continue
-            self._start(prefix)
+            with self._lock:
+                self._wanted.pop(chosen, None)
+            self._start(chosen)
+
+    def _deserves(self, prefix: str, want: _Want) -> bool:
+        """Whether another's watch may end for it: who goes through many directories comes to none a second time."""
+        return want.last - want.first >= RETURN or self._is_waited_for(prefix)
+
+    def _is_waited_for(self, prefix: str) -> bool:
+        listing = self._cache.peek(prefix)
+        return self._waited_for(prefix, self._cache.snapshot(listing)[0] if listing is not None else ()) is not None
 
     def _make_room(self) -> bool:
         """End the watch that was used least lately, unless each was used just now."""
@@ -153,15 +177,11 @@ class Watches:
                 return False
             slots = sorted((slot for slot in self._slots.values() if slot.used < idle), key=lambda slot: slot.used)
         for slot in slots:
-            listing = self._cache.peek(slot.prefix)
-            files = self._cache.snapshot(listing)[0] if listing is not None else ()
-            if self._waited_for(slot.prefix, files) is not None:
-                slot.used = time.monotonic()
-                continue
-            self._drop(slot)
-            slot.end()
-            self._left.append(slot.busy_until)
-            return True
+            if not self._is_waited_for(slot.prefix):
+                self._drop(slot)
+                slot.end()
+                self._left.append(slot.busy_until)
+                return True
         return False
 
     def _start(self, prefix: str) -> None:

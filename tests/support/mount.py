@@ -23,11 +23,19 @@ SOON_LOST = "timeout=2,lock_ttl=10s,lock_delay=1s,virtual=hidden"
 
 
 class Mount:
-    """Mounted on entry; on exit unmounted, whatever became of it, and its folder removed."""
+    """Mounted on entry; on exit unmounted, whatever became of it, and its folder removed.
+
+    :param place: a folder that is there already, and stays
+    """
 
     def __init__(
-        self, source: str, options: str = "timeout=20,virtual=hidden", command: tuple[str, ...] = (COMMAND,)
+        self,
+        source: str,
+        options: str = "timeout=20,virtual=hidden",
+        command: tuple[str, ...] = (COMMAND,),
+        place: Path | None = None,
     ) -> None:
+        self.place = place
         self.source = source
         self.options = options
         self.command = command
@@ -35,7 +43,7 @@ class Mount:
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Mount:
-        self.path = Path(tempfile.mkdtemp(prefix="consulfs-mnt-"))
+        self.path = self.place or Path(tempfile.mkdtemp(prefix="consulfs-mnt-"))
         try:
             self.start()
         except BaseException:
@@ -45,6 +53,8 @@ class Mount:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        if self.place is not None:
+            return
         for _attempt in range(50):
             try:
                 self.path.rmdir()
