@@ -62,6 +62,7 @@ class _Entry(NamedTuple):
 class _Listed(NamedTuple):
     listing: Listing
     asked: float
+    as_of: int = 0
 
 
 def place(key: str) -> tuple[str, str]:
@@ -181,12 +182,15 @@ class Cache:
         with self._lock:
             return self._listing(prefix)
 
-    def put_listing(self, prefix: str, listing: Listing, ticket: Ticket) -> bool:
-        """What Consul said of a directory; False where this mount has changed something in it meanwhile."""
+    def put_listing(self, prefix: str, listing: Listing, ticket: Ticket, index: int = 0) -> bool:
+        """What Consul said of a directory; False where this mount has changed something in it meanwhile.
+
+        :param index: as of which that is; 0 where it is not told
+        """
         with self._lock:
             current = self._is_current(prefix, ticket)
             if current:
-                self._list(prefix, listing, ticket.moment)
+                self._list(prefix, listing, ticket.moment, index)
             return current
 
     def snapshot(self, listing: Listing) -> tuple[list[str], list[str], bool]:
@@ -214,7 +218,10 @@ class Cache:
             if entry is None or not _is_newer(entry.known, record):
                 # A change that was told while the store was under way may have come after it: then it is not certain.
                 told = level is not None and level.index > (record.modify_index or 0)
-                self._keep(key, record, 0.0 if told else time.monotonic())
+                asked = 0.0 if told else time.monotonic()
+                if entry is not None and record.modify_index == entry.known.modify_index:
+                    asked = max(asked, entry.asked)  # the same value: nothing has changed, and its index neither
+                self._keep(key, record, asked)
             self._name(record)
 
     def removed(self, key: str) -> None:
@@ -278,6 +285,9 @@ class Cache:
         """A directory comes under watch; until a query is sent it is as any other."""
         with self._lock:
             level = self._levels[prefix] = Level(prefix)
+            known = self._listings.get(prefix)
+            if known is not None and known.as_of and self._is_true(prefix, known.asked, None):
+                level.begin(known.listing, known.as_of, known.asked)
             return level
 
     def unwatch(self, level: Level) -> None:
@@ -389,7 +399,7 @@ class Cache:
             return found.listing
         return None
 
-    def _list(self, prefix: str, listing: Listing, asked: float) -> None:
+    def _list(self, prefix: str, listing: Listing, asked: float, index: int = 0) -> None:
         level = self._levels.get(prefix)
         if level is not None and asked >= level.since and level.listing == listing:
             level.listed = max(level.listed, asked)  # what was in doubt is not any more
@@ -398,7 +408,7 @@ class Cache:
             return  # a slower answer than that
         self._listings.pop(prefix, None)
         self.version += before is None or before.listing != listing
-        found = _Listed(listing, asked)
+        found = _Listed(listing, asked, index)
         if _names_in(found) <= MOST_LISTED:
             self._listings[prefix] = found
 

@@ -144,6 +144,12 @@ class Level:
         self._told = 0
         self._busy: set[str] = set()
 
+    def begin(self, listing: Listing, index: int, asked: float) -> None:
+        """Its names were read just now, as of an index: what changes after that is news."""
+        self.listing = Listing(set(listing.files), set(listing.directories), listing.marker)
+        self.index = self._told = index
+        self.since = self.listed = asked
+
     def arm(self, now: float, waits: bool = True) -> None:
         """A query is being sent; if it waits, it will be answered when there is something newer than `index`."""
         self.live = waits and bool(self.index)

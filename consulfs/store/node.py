@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, Union
 
 from consulfs.consulate import Record
 from consulfs.store import edits
@@ -102,13 +102,13 @@ class Node:
         self.gone = False
         self.base = base
         self.creation = creation
-        self.content = bytearray(base.value if base else b"")
+        self.content: Union[bytes, bytearray] = base.value if base else b""  # copied where it is changed
         self.pending: list[Edit] = []
         self.in_flight: list[Edit] = []
         self.sealed = 0  # so many of the pending edits were sent once and may not be merged with later ones
         self.doubts: list[Doubt] = []
         # What programs read until the kernel has been told the size of another content; None: that is this one.
-        self.shown: Optional[bytearray] = None
+        self.shown: Optional[Union[bytes, bytearray]] = None
         self.shown_version: Optional[tuple[int, int]] = None
         self.held = False  # what is shown goes on being so, whoever asks, until the kernel has been made to forget
         self.asked = False  # the kernel was told of what is held
@@ -160,7 +160,7 @@ class Node:
         """The content is shown as it is."""
         self.shown, self.held = None, False
 
-    def tell(self) -> tuple[bytearray, Optional[tuple[int, int]]]:
+    def tell(self) -> tuple[Union[bytes, bytearray], Optional[tuple[int, int]]]:
         """The kernel is told of the content, and its version: of the content as it is, unless another one is held."""
         if self.held and self.shown is not None:
             self.asked = True
@@ -175,6 +175,8 @@ class Node:
 
     def change(self, owner: int, change: edits.Change) -> None:
         self.show()
+        if isinstance(self.content, bytes):
+            self.content = bytearray(self.content)
         edits.apply(self.content, change)
         edits.record(self.pending, owner, change, self.sealed)
 
@@ -203,7 +205,7 @@ class Node:
             if self.base is None or self.base.value != record.value:
                 if self.shown is None and self.base is not None:
                     self.shown, self.shown_version = self.content, version_of(self.base)
-                self.content = bytearray(record.value)
+                self.content = record.value
             self.base = record
 
     def refresh(self, record: Record) -> None:

@@ -87,9 +87,10 @@ class Records:
         attempts = 0
         while listing is None:
             ticket = self.cache.ticket()
-            found = Listing.of(prefix, self._backend.names(prefix))
+            names, index = self._backend.level(prefix)
+            found = Listing.of(prefix, names)
             attempts += 1
-            if self.cache.put_listing(prefix, found, ticket) or attempts >= ATTEMPTS:
+            if self.cache.put_listing(prefix, found, ticket, index) or attempts >= ATTEMPTS:
                 listing = found
                 self.times_of(prefix, found)
         return listing

@@ -140,7 +140,7 @@ class Watch:
 
         :raises Forbidden: the directory may not be listed
         """
-        anew = True
+        anew = not self.level.index
         while not self.has_ended:
             index = self._cache.arm(self.level, not anew)
             begin, sent = time.thread_time(), time.monotonic()

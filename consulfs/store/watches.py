@@ -31,6 +31,9 @@ over: no watch gives way to another as long as there are so many.
 STAY = 2.0
 """Seconds for which a directory keeps its slot after it was last used, whoever waits for one."""
 
+MOMENT = 0.02
+"""Seconds after which a directory that is used gets its watch."""
+
 REFUSED = 30.0
 """Seconds for which no watch is tried on a directory that may not be listed."""
 
@@ -147,6 +150,8 @@ class Watches:
                     self._changed.wait()
                 if self._ended:
                     return
+            time.sleep(MOMENT)  # a program that looks at a directory may list it next: its watch goes on from there
+            with self._lock:
                 for prefix in [each for each, want in self._wanted.items() if want.is_over or each in self._slots]:
                     del self._wanted[prefix]
                 wanted = list(reversed(self._wanted.items()))
