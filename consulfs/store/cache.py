@@ -288,6 +288,10 @@ class Cache:
             known = self._listings.get(prefix)
             if known is not None and known.as_of and self._is_true(prefix, known.asked, None):
                 level.begin(known.listing, known.as_of, known.asked)
+            for name in known.listing.files if known is not None else ():
+                entry = self._records.get(prefix + name)
+                if entry is not None and isinstance(entry.known, Record):
+                    level.learn(name, entry.known)
             return level
 
     def unwatch(self, level: Level) -> None:

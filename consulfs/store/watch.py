@@ -54,7 +54,7 @@ BATCH = 64
 SHARE = 4.0
 """A watch rests so many times as long as its answers keep the processor busy."""
 
-VAIN, FAILED = (0.02, 0.5), (0.1, 10.0)
+VAIN, FAILED = (0.02, 1.0), (0.1, 10.0)
 """The first and the longest pause after an answer in which nothing was new but what this mount did itself, and after a
 failure; seconds."""
 
