@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from support.mount import Mount
-from support.observer import HANGS, Observers, assert_in_order, assert_pages_in_order
+from support.observer import HANGS, PAGE, Observers, assert_in_order, assert_pages_in_order
 from support.polling import meanwhile
 from support.program import Programs
 from support.proxy import After
@@ -141,6 +141,23 @@ def without_torn(seen: list, written: list[bytes], most: int) -> list:
     return whole
 
 
+def without_torn_pages(seen: list, written: list[bytes], most: int) -> list:
+    """The same where it is whole pages that are from one value each."""
+    pages = {one[at : at + PAGE] for one in written for at in range(0, len(one), PAGE)}
+    whole = [each for each in seen if all(each[at : at + PAGE] in pages for at in range(0, len(each), PAGE))]
+    assert len(seen) - len(whole) <= most, [(each[:16], len(each)) for each in seen if each not in whole]
+    return whole
+
+
+def without_replayed(seen: list) -> list:
+    """Without a size that is seen once more after the file was seen gone: its removal is repeated for inotify then."""
+    kept: list = []
+    for each in seen:
+        if not (each is not None and kept and kept[-1] is None and each in kept):
+            kept.append(each)
+    return kept
+
+
 @pytest.mark.parametrize("name", SCENES)
 @pytest.mark.parametrize("written", [SMALL, LARGE], ids=["small", "large"])
 def test_every_reader_sees_what_was_written_in_its_order(scenery, proxy, curl, name, written):
@@ -159,7 +176,7 @@ def test_every_reader_sees_what_was_written_in_its_order(scenery, proxy, curl, n
         if written is SMALL:
             assert_in_order(without_torn(each, written, 1), written)
         else:
-            assert_pages_in_order(each, written)
+            assert_pages_in_order(without_torn_pages(each, written, 1), written)
     if scene.is_told:
         assert not count.requests, count
     else:
@@ -239,7 +256,7 @@ def test_a_file_that_goes_and_comes(scenery, curl, name):
             written += [None, value(number, 100 + number)]
         seen = content.seen(written[-1])
         assert_in_order(without_torn([each for each in seen if each != STALE_HANDLE], written, 1), written)
-        assert_in_order(size.seen(len(written[-1])), [each and len(each) for each in written])
+        assert_in_order(without_replayed(size.seen(len(written[-1]))), [each and len(each) for each in written])
         kept.say(json.dumps([None, 0]))
         kept.hear()  # it reads on, whatever that is
     curl.delete(scene.key)

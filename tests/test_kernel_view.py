@@ -13,17 +13,24 @@ def record(value, index):
     return Record("k", value, 0, 1, index)
 
 
-def test_an_open_of_another_content_than_was_told_is_behind_once():
+def test_an_open_of_another_content_than_was_told_is_behind_until_it_is_told_anew():
     kernel = Kernel(1e9)
     assert not kernel.is_behind("k", 1)
     kernel.tell("k", 1)
     assert not kernel.is_behind("k", 1)
     kernel.tell("k", 1)
     assert kernel.is_behind("k", 2)
-    assert not kernel.is_behind("k", 2)
-    kernel.tell("k", 1)
+    assert kernel.is_behind("k", 2)
     kernel.tell("k", 2)
     assert not kernel.is_behind("k", 2)
+
+
+def test_a_program_is_not_sent_back_twice_in_a_row():
+    kernel = Kernel(1e9)
+    assert kernel.send_back("k", 1)
+    assert not kernel.send_back("k", 1)
+    assert kernel.send_back("k", 2)
+    assert kernel.send_back("l", 1)
 
 
 def test_without_a_timeout_it_is_never_behind():

@@ -120,7 +120,8 @@ def test_a_file_that_another_host_deleted_leaves_no_lock_to_the_next_of_its_name
     one("flock", 1, LOCK_EX)
     other.ok("rm f")
     until(lambda: not path.exists())
-    two("open", 2, path, os.O_RDWR | os.O_CREAT)
+    # As long as the kernel has the name, open(2) asks for the rights of what is gone, and says ENOENT: a moment.
+    until(lambda: errno_of(two, "open", 2, path, os.O_RDWR | os.O_CREAT) == 0)
     two("pwrite", 2, "new")
     two("fsync", 2)
     two("flock", 2, LOCK_EX)

@@ -19,6 +19,9 @@ from typing import Any, Optional
 Version = Optional[tuple[int, int]]
 """Which content: see `store.node.version_of`; None where it is not stored, or nobody knows."""
 
+SENT_SECONDS = 0.2
+"""A program that opens a file again so soon is one that was just sent back."""
+
 REMEMBERED = 1 << 16
 """Files of which it is remembered; one that is forgotten is looked at anew, and its pages are not kept."""
 
@@ -34,6 +37,7 @@ class Kernel:
         self._lock = threading.Lock()
         self._told: dict[str, tuple[Version, float]] = {}
         self._pages: dict[str, tuple[str, Version]] = {}
+        self._sent_back: dict[tuple[str, int], float] = {}
 
     def tell(self, key: str, version: Version) -> None:
         """It is being told a file's attributes."""
@@ -43,13 +47,19 @@ class Kernel:
                 self._told[key] = version, time.monotonic()
 
     def is_behind(self, key: str, version: Version) -> bool:
-        """Whether it takes the attributes of another content as true; said once, for it asks for them then."""
+        """Whether it takes the attributes of another content as true."""
         with self._lock:
             told, moment = self._told.get(key, (version, 0.0))
-            if told == version:
-                return False  # it takes them as true for the next open, too
-            del self._told[key]
-            return moment + self._attr_timeout > time.monotonic()
+            return told != version and moment + self._attr_timeout > time.monotonic()
+
+    def send_back(self, key: str, caller: int) -> bool:
+        """Whether a program's open may be answered ESTALE: not if that was just done, for it would be told so."""
+        now = time.monotonic()
+        with self._lock:
+            before = self._sent_back.get((key, caller), 0.0)
+            _make_room(self._sent_back)
+            self._sent_back[key, caller] = now
+            return before + SENT_SECONDS < now
 
     def opens(self, path: str, key: str, version: Version) -> bool:
         """It opens a file; whether the pages that it has of it are those of this content."""
@@ -70,7 +80,7 @@ class Kernel:
             self._pages.pop(key, None)
 
 
-def _make_room(table: dict[str, Any]) -> None:
+def _make_room(table: dict[Any, Any]) -> None:
     """Forget what was entered first. Not least lately used: that would cost more than it saves, at every open."""
     if len(table) >= REMEMBERED:
         del table[next(iter(table))]

@@ -156,10 +156,13 @@ class KVBranch(Branch):
         handle = self._files.open(entry.key, flags, pid, entry.record)
         with handle.node.state:
             version = handle.node.opened_version
-        if version is not None and not flags & os.O_TRUNC and self._kernel.is_behind(entry.key, version):
+        reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
+        behind = reads and version is not None and self._kernel.is_behind(entry.key, version)
+        if behind and self._kernel.send_back(entry.key, pid):
             self._files.detach(handle)
             raise OSError(errno.ESTALE, "changed by another host: the kernel looks at its size anew")
-        return Opened(handle.number, keep=self._kernel.opens(path, entry.key, version))
+        # One that was sent back before and changed again meanwhile is read past the kernel, whatever size it has.
+        return Opened(handle.number, direct=behind, keep=self._kernel.opens(path, entry.key, version))
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
         self._check_writable()
