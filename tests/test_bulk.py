@@ -23,7 +23,7 @@ from support.gauge import Gauge
 from support.mount import LIMIT, Mount
 from support.polling import meanwhile
 from support.program import Program, Programs
-from support.proxy import Count, fewest
+from support.proxy import Count
 from support.trees import files_below, fill, small
 from support.waiting import until
 

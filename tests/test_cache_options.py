@@ -107,7 +107,7 @@ def mode_of(seen) -> str:
     return found[0] if found else "default"
 
 
-@pytest.mark.parametrize(("mode", "cache"), itertools.product(MODES, ("watch", "ttl", "off")))
+@pytest.mark.parametrize(("mode", "cache"), list(itertools.product(MODES, ("watch", "ttl", "off"))))
 def test_every_read_of_keys_says_how_it_is_to_be_answered(agent, curl, gauge, mode, cache):
     """Names, one value, many, a directory whole, and what waits for changes."""
     fill(agent, small(3, 20 if cache == "off" else 300, size=2000).items())

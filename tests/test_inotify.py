@@ -308,6 +308,7 @@ def test_a_directory_that_is_made_later(mnt, watcher, curl):
     told = Told(watcher, curl)
     curl.put("d/a", b"old")
     watcher.wait("CREATE|ISDIR d")
+    watcher.heard.clear()  # what is to be heard next tells that the new directory is watched
     inner = Told(watcher, curl, "d")
     watcher.heard.clear()
     curl.put("d/a", b"new")

@@ -68,14 +68,18 @@ class Scan:
         known = None if is_first else self._cache.record(key)
         if known is not None:
             return known
-        wanted = [each for each in self._keys[at : at + self._batch] if self._cache.record(each) is None]
-        if len(wanted) < 2:
-            return None
+        wanted = self._missing(at, at + self._batch)
+        if len(wanted) < 2:  # the last one, or a program that goes backwards
+            wanted = self._missing(max(0, at + 1 - self._batch), at + 1)
+            return self._read(wanted).get(key) if len(wanted) > 1 else None
         if is_first or not self._run_ahead(at):
             return self._read(wanted).get(key)
         with self._changed:
             self._backend.patience.wait(self._changed, lambda: not self._coming[0] <= at < self._coming[1])
         return self._cache.record(key)
+
+    def _missing(self, begin: int, end: int) -> list[str]:
+        return [key for key in self._keys[begin:end] if self._cache.record(key) is None]
 
     def _read(self, keys: list[str]) -> dict[str, Known]:
         """Read a batch; what of it counts now, by key."""
