@@ -300,7 +300,7 @@ def test_a_file_that_becomes_a_directory_and_back(scenery, curl):
             until(lambda: found(path) == value, HANGS)  # noqa: B023 - called here
             states += [None, [str(number)], None, value]
         seen = either.seen(states[-1])
-    # Under a name that the kernel still has, what it has become may be an error for a second. And each directory is told
+    # Under a name that the kernel still has, what it has become may be an error for a second. Each directory is told
     # by itself: of one that is known to be there the names may be still to come, or gone already.
     assert_in_order([each for each in seen if not isinstance(each, dict) and each != []], states)
 
