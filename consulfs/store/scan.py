@@ -61,11 +61,8 @@ class Scan:
         at = bisect_left(self._keys, key)
         if at == len(self._keys) or self._keys[at] != key:
             return None  # the directory did not show it
-        with self._changed:
-            is_first = self._mean is None
-            if not is_first and self._coming[0] <= at < self._coming[1]:
-                self._backend.patience.wait(self._changed, lambda: not self._coming[0] <= at < self._coming[1])
-        known = None if is_first else self._cache.record(key)
+        is_first = self._mean is None
+        known = None if is_first else self._arrival(key, at)
         if known is not None:
             return known
         wanted = self._missing(at, at + self._batch)
@@ -74,6 +71,10 @@ class Scan:
             return self._read(wanted).get(key) if len(wanted) > 1 else None
         if is_first or not self._run_ahead(at):
             return self._read(wanted).get(key)
+        return self._arrival(key, at)
+
+    def _arrival(self, key: str, at: int) -> Optional[Known]:
+        """What is known of a file once it is not under way any more."""
         with self._changed:
             self._backend.patience.wait(self._changed, lambda: not self._coming[0] <= at < self._coming[1])
         return self._cache.record(key)
@@ -94,7 +95,7 @@ class Scan:
 
     def read_all(self) -> None:
         """Before any of them is looked at: all of them, where they are few; they may turn out to be large."""
-        missing = [key for key in self._keys[: AT_ONCE + 1] if self._cache.record(key) is None]
+        missing = self._missing(0, AT_ONCE + 1)
         if len(self._keys) > AT_ONCE or len(missing) < 2:
             return
         with contextlib.suppress(ConsulateException, OutOfTime):  # whoever looks at one asks, and is told
