@@ -169,11 +169,12 @@ def rename(old, new, flags=0):
         raise OSError(code, os.strerror(code))
 
 
-def with_keys(curl, kind):
-    """The store, with a key and a folder at the root of what is mounted."""
+def with_keys(root, curl, kind):
+    """The store, with a key and a folder at the root of what is mounted, which shows them."""
     below = "app/" if kind == "prefix" else ""
     curl.put(f"{below}key", b"text")
     curl.put(f"{below}folder/key", b"text")
+    until(lambda: {"key", "folder"} <= set(os.listdir(root)))
     return curl.tree()
 
 
@@ -190,7 +191,7 @@ def with_keys(curl, kind):
     ],
 )
 def test_nothing_is_moved_in_or_out_or_within(closed, curl, kind, old, new, flags):
-    before = with_keys(curl, kind)
+    before = with_keys(closed, curl, kind)
     assert errno_of(rename, closed / old, closed / new, flags) == errno.EROFS
     assert curl.tree() == before
 
@@ -212,7 +213,7 @@ def test_nothing_is_moved_in_or_out_or_within(closed, curl, kind, old, new, flag
     ],
 )
 def test_nothing_is_replaced_or_exchanged(closed, curl, kind, old, new, flags):
-    before = with_keys(curl, kind)
+    before = with_keys(closed, curl, kind)
     assert errno_of(rename, closed / old, closed / new, flags) == errno.EROFS
     assert errno_of(rename, closed / old, closed / new, NOREPLACE) in (errno.EEXIST, errno.EROFS)
     assert curl.tree() == before

@@ -83,8 +83,11 @@ class VirtualBranch(Branch):
             # Always the same: its names are looked for while it is read, and tar(1) fails where it changes meanwhile.
             start, mode = self._times.start, stat.S_IFDIR | (0o700 if found.private else 0o755)
             return self._stat(self._inodes.number(found.path), mode, 0, start, start, links=2)
-        self._expire(path)
+        expired = self._expire(path)
         held = self._held_by_caller(path)
+        if held is not None or found.listed:
+            # This program's alone: what it is answered after that the kernel tells it, and does not keep.
+            expired.wait(EXPIRE_SECONDS)
         if held is not None:
             return held.attributes
         try:

@@ -128,6 +128,12 @@ class Cache:
             self.misses += 1
             return None
 
+    def last(self, key: str) -> Optional[Known]:
+        """What was known of it last, true or not: for a request that does nothing unless it is."""
+        with self._lock:
+            entry = self._records.get(key)
+            return entry.known if entry is not None else None
+
     def warm(self, prefix: str, key: str) -> Optional[Record]:
         """The record of a key in this directory, if it is there and both its names and the record are known."""
         with self._lock:

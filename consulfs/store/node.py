@@ -195,6 +195,16 @@ class Node:
         """What a handle does from now on is to be stored again."""
         self.failed.discard(owner)
 
+    def is_before(self, record: Record) -> bool:
+        """Whether a record that was read now is from before the one that is known: a server lags behind, the answer
+        was slow, or Consul's indexes began anew."""
+        if self.unsaved or self.gone or self.base is None:
+            return False
+        old, new = self.base.modify_index, record.modify_index
+        if old is None or new is None:
+            return False
+        return new < old or (new == old and self.base.value != record.value)
+
     def adopt(self, record: Record) -> None:
         """A newer record was read, and nothing is unsaved: go on from there."""
         if self.unsaved or self.gone:

@@ -167,12 +167,12 @@ class OpenFiles:
                 node = self._nodes[key] = Node(key, base, creation)
             node.handles.add(number)
             handle = self._handles[number] = Handle(number, node, opener, flags)
-        with node.state:
-            if base is not None:
-                node.adopt(base)
-            if flags & os.O_TRUNC:
+        if base is not None:
+            self.adopt(node, base)
+        if flags & os.O_TRUNC:
+            with node.state:
                 node.change(number, edits.Truncate(0))
-                self._times.touch(key)
+            self._times.touch(key)
         return handle
 
     def detach(self, handle: Handle) -> None:
@@ -369,8 +369,30 @@ class OpenFiles:
         record = self._records.get(node.key)
         with node.state:
             node.outdated = False
-            if record is not None:
-                node.refresh(record)
+        if record is not None:
+            self.adopt(node, record, Node.refresh)
+
+    def adopt(self, node: Node, record: Record, how: Callable[[Node, Record], None] = Node.adopt) -> None:
+        """A record was read: go on from there, if it is newer than the one that is known.
+
+        One that is older may be right, where a cluster was restored or came back empty. What a majority of the servers
+        says after the newer one was read can only be older then (https://www.consul.io/api-docs/features/consistency).
+        """
+        with node.state:
+            base = node.base
+            if not node.is_before(record):
+                how(node, record)
+                return
+        try:
+            now = self._records.fresh(node.key, consistent=True)
+        except (ConsulateException, OutOfTime) as error:
+            log.debug("%r is shown as it was: %s", node.key, error)
+            return
+        with node.state:
+            if now is not None and node.base is base:
+                if node.is_before(now):
+                    node.begin_anew()
+                how(node, now)
 
     # -- storing ---------------------------------------------------------------------------------------------
 

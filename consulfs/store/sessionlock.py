@@ -106,7 +106,7 @@ class SessionLock:
         :return: the record; None where the session did not hold it
         :raises OSError: ENOLCK where its value is too large for the transaction
         """
-        known = self._known(key)
+        known = self._known(key, held=True)
         while True:
             if known is None or known.session != session:
                 known = self.holder(key)
@@ -155,9 +155,12 @@ class SessionLock:
                     self._room.release()
             self._patience.sleep(GLANCE)
 
-    def _known(self, key: str) -> Optional[Record]:
-        """What is remembered of a key: the index tells whether it is still so."""
-        known = self._records.cache.record(key)
+    def _known(self, key: str, held: bool = False) -> Optional[Record]:
+        """What is remembered of a key: the index tells whether it is still so.
+
+        :param held: it is locked: then others hardly ever change it, however long ago it was read
+        """
+        known = self._records.cache.last(key) if held else self._records.cache.record(key)
         return None if isinstance(known, Missing) or known is None or known.modify_index is None else known
 
     def _look(self, key: str) -> Record:

@@ -124,8 +124,7 @@ class KVTree:
         if record is None or (node is not None and (node.unsaved or not node.exists)):
             return None
         if node is not None:
-            with node.state:
-                node.adopt(record)
+            self._files.adopt(node, record)
         return File(key, node, record)
 
     def _look(self, path: str) -> Optional[Entry]:
@@ -313,8 +312,7 @@ class KVTree:
         if record is None or (spot.key.endswith("/") and not is_carrying(record)):
             return None
         if node is not None:
-            with node.state:
-                node.adopt(record)
+            self._files.adopt(node, record)
         return File(spot.key, node, record)
 
     def _may_exist(self, spot: Spot) -> bool:
