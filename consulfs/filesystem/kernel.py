@@ -52,13 +52,13 @@ class Kernel:
             told, moment = self._told.get(key, (version, 0.0))
             return told != version and moment + self._attr_timeout > time.monotonic()
 
-    def send_back(self, key: str, caller: int) -> bool:
+    def send_back(self, path: str, caller: int) -> bool:
         """Whether a program's open may be answered ESTALE: not if that was just done, for it would be told so."""
         now = time.monotonic()
         with self._lock:
-            before = self._sent_back.get((key, caller), 0.0)
+            before = self._sent_back.get((path, caller), 0.0)
             _make_room(self._sent_back)
-            self._sent_back[key, caller] = now
+            self._sent_back[path, caller] = now
             return before + SENT_SECONDS < now
 
     def opens(self, path: str, key: str, version: Version) -> bool:

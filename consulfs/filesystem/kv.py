@@ -146,23 +146,33 @@ class KVBranch(Branch):
     # -- open files ------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int, pid: int) -> Opened:
+        try:
+            handle = self._open(path, flags, pid)
+        except OSError as error:
+            if error.errno == errno.ESTALE and not self._kernel.send_back(path, pid):
+                raise OSError(errno.ENOENT, "deleted by another host, while the kernel looked") from error
+            raise
+        key = handle.node.key
+        with handle.node.state:
+            version = handle.node.opened_version
+        reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
+        behind = reads and version is not None and self._kernel.is_behind(key, version)
+        if behind and self._kernel.send_back(path, pid):
+            self._files.detach(handle)
+            raise OSError(errno.ESTALE, "changed by another host: the kernel looks at its size anew")
+        # One that was sent back before and changed again meanwhile is read past the kernel, whatever size it has.
+        return Opened(handle.number, direct=behind, keep=self._kernel.opens(path, key, version))
+
+    def _open(self, path: str, flags: int, pid: int) -> Handle:
+        """A new handle; ESTALE where another host has deleted a name that the kernel still has: it looks again, and
+        creates it, if it may."""
         entry = self._tree.lookup(path)
         if not isinstance(entry, File):
-            # Another host deleted it under a name that the kernel still has: it looks again, and creates.
             raise OSError(errno.ESTALE, "deleted by another host")
         if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
             self._check_writable()
             self._tree.check_writable(entry.key)
-        handle = self._files.open(entry.key, flags, pid, entry.record)
-        with handle.node.state:
-            version = handle.node.opened_version
-        reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
-        behind = reads and version is not None and self._kernel.is_behind(entry.key, version)
-        if behind and self._kernel.send_back(entry.key, pid):
-            self._files.detach(handle)
-            raise OSError(errno.ESTALE, "changed by another host: the kernel looks at its size anew")
-        # One that was sent back before and changed again meanwhile is read past the kernel, whatever size it has.
-        return Opened(handle.number, direct=behind, keep=self._kernel.opens(path, entry.key, version))
+        return self._files.open(entry.key, flags, pid, entry.record)
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
         self._check_writable()
