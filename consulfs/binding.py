@@ -165,7 +165,7 @@ def _name(path: bytes) -> str:
 
 
 def _pid() -> int:
-    return int(mfusepy.fuse_get_context()[2])
+    return int(_fuse.fuse_get_context().contents.pid)
 
 
 def _handle(info: Any) -> Optional[int]:

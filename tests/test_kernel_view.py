@@ -59,14 +59,14 @@ def test_pages_are_kept_from_one_open_to_the_next_of_the_same_content_and_path()
 
 def test_the_files_that_are_remembered_are_bounded():
     kernel = Kernel(1e9)
-    for number in range(module.REMEMBERED + 1):
+    for number in range(module.TOLD + 1):
         kernel.tell(f"{number}", 1)
-        kernel.opens("/", f"{number}", 1)
     assert not kernel.is_behind("0", 2)
+    assert kernel.is_behind(f"{module.TOLD}", 2)
+    for number in range(module.OPENED + 1):
+        kernel.opens("/", f"{number}", 1)
     assert not kernel.opens("/", "0", 1)
-    last = f"{module.REMEMBERED}"
-    assert kernel.is_behind(last, 2)
-    assert kernel.opens("/", last, 1)
+    assert kernel.opens("/", f"{module.OPENED}", 1)
 
 
 def test_an_open_file_shows_what_was_told_until_it_is_told_anew():

@@ -16,12 +16,17 @@ from consulfs.consulate import _sockets
 if TYPE_CHECKING:
     from consulfs.consulate.adapters import Request
 
+SMALL_BODY = 1 << 16
+"""Bytes of a body that is copied behind its headers."""
+
 
 class Connection(connection.HTTPConnection):
     """A pooled connection whose waits can be ended; subclassed per adapter to know its owner."""
 
     owner: Request
     has_answered = False
+    _awaits_body = False
+    _head: bytes = b""
 
     def _new_conn(self) -> _sockets.PatientSocket:
         self.has_answered = False
@@ -31,6 +36,19 @@ class Connection(connection.HTTPConnection):
             return sock
         except OSError as error:
             raise exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._awaits_body, self._head = isinstance(body, bytes) and 0 < len(body) <= SMALL_BODY, b""
+        super().request(method, url, body, *args, **kwargs)
+
+    def send(self, data: Any) -> None:
+        """A small body travels with its headers: http.client sends two packets, which wake the server twice."""
+        if self._awaits_body:
+            self._awaits_body, self._head = False, data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        super().send(data)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3 narrows it so too
         try:

@@ -22,8 +22,9 @@ Version = Optional[tuple[int, int]]
 SENT_SECONDS = 0.2
 """A program that opens a file again so soon is one that was just sent back."""
 
-REMEMBERED = 1 << 16
-"""Files of which it is remembered; one that is forgotten is looked at anew, and its pages are not kept."""
+TOLD, OPENED = 1 << 14, 1 << 16
+"""Files of which it is remembered what attributes the kernel was told of late, and which pages it has; one that is
+forgotten is looked at anew, and its pages are not kept."""
 
 
 class Kernel:
@@ -43,7 +44,7 @@ class Kernel:
         """It is being told a file's attributes."""
         if self._attr_timeout:
             with self._lock:
-                _make_room(self._told)
+                _make_room(self._told, TOLD)
                 self._told[key] = version, time.monotonic()
 
     def is_behind(self, key: str, version: Version) -> bool:
@@ -57,7 +58,7 @@ class Kernel:
         now = time.monotonic()
         with self._lock:
             before = self._sent_back.get((path, caller), 0.0)
-            _make_room(self._sent_back)
+            _make_room(self._sent_back, TOLD)
             self._sent_back[path, caller] = now
             return before + SENT_SECONDS < now
 
@@ -65,7 +66,7 @@ class Kernel:
         """It opens a file; whether the pages that it has of it are those of this content."""
         with self._lock:
             kept = version is not None and self._pages.get(key) == (path, version)
-            _make_room(self._pages)
+            _make_room(self._pages, OPENED)
             self._pages[key] = path, version
             return kept
 
@@ -80,7 +81,7 @@ class Kernel:
             self._pages.pop(key, None)
 
 
-def _make_room(table: dict[Any, Any]) -> None:
+def _make_room(table: dict[Any, Any], most: int) -> None:
     """Forget what was entered first. Not least lately used: that would cost more than it saves, at every open."""
-    if len(table) >= REMEMBERED:
+    if len(table) >= most:
         del table[next(iter(table))]

@@ -83,14 +83,15 @@ class KVBranch(Branch):
         return self._attributes(self._tree.existing(path))
 
     def readdir(self, path: str, plus: bool) -> list[Listed]:
-        prefix = self._tree.directory(path).prefix
         shown = []
-        for spot, is_directory in self._tree.entries(prefix, plus):
-            kind = stat.S_IFDIR if is_directory else stat.S_IFREG
-            inode = self._inodes.number(spot.prefix if is_directory else spot.key)
+        for name, spot, is_directory in self._tree.names_in(path, plus):
             found = None if is_directory or not plus else self._tree.known_file(spot)
-            attributes = self._attributes(found) if found is not None else None
-            shown.append(Listed(self._tree.name_of(spot), kind, inode, attributes))
+            if found is not None:
+                attributes = self._attributes(found)
+                shown.append(Listed(name, stat.S_IFREG, attributes.inode, attributes))
+            else:
+                inode = self._inodes.number(spot.prefix if is_directory else spot.key)
+                shown.append(Listed(name, stat.S_IFDIR if is_directory else stat.S_IFREG, inode))
         return shown
 
     def chmod(self, path: str) -> None:
@@ -308,7 +309,7 @@ class KVBranch(Branch):
         if unsaved or record is None:
             mtime, ctime = self._times.get(entry.key)
         else:
-            mtime, ctime = self._times.seen(entry.key, (record.value, record.flags), record.modify_index)
+            mtime, ctime = self._times.seen(entry.key, (record.value, record.flags))
         return self._stat(entry.key, stat.S_IFREG | (0o666 & ~self._owner.umask), size, mtime, ctime)
 
     def _attributes_of_handle(self, fh: int) -> Attributes:

@@ -59,6 +59,7 @@ class Filesystem:
     :param replay: what the helper that repeats the changes of others finds
     :param caller: tells for which program's thread the present operation is
     :param end: ends what runs beside the operations
+    :ivar begin: called when an operation starts on a thread: its time runs from there
     :ivar offers_locks: whether the kernel is to ask here for locks; else it keeps them itself, for this mount alone
     """
 
@@ -78,6 +79,7 @@ class Filesystem:
         self.attr_timeout = attr_timeout
         self._home = home
         self._visit = visit
+        self.begin = patience.begin
         self._patience = patience
         self._metrics = metrics
         self._lock = threading.Lock()  # owns _others, and adding to _branches
@@ -86,10 +88,6 @@ class Filesystem:
         self._caller = caller
         self._end = end
         self._branches = home.branches + ([replay] if replay is not None else [])
-
-    def begin(self) -> None:
-        """An operation starts on this thread: its time runs from here."""
-        self._patience.begin()
 
     def failed(self, operation: str, code: int) -> None:
         """An operation was answered with an errno."""
@@ -177,11 +175,11 @@ class Filesystem:
     # -- open files ------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int, pid: int) -> Opened:
-        branch, path = self._at(path, changes=True)
+        branch, path = self._at(path, changes=True, caller=pid)
         return self._handed_out(branch, branch.open(path, flags, pid))
 
     def create(self, path: str, flags: int, pid: int) -> Opened:
-        branch, path = self._at(path, changes=True)
+        branch, path = self._at(path, changes=True, caller=pid)
         return self._handed_out(branch, branch.create(path, flags, pid))
 
     def read(self, fh: int, size: int, offset: int) -> bytes:
@@ -269,13 +267,14 @@ class Filesystem:
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
-    def _at(self, path: str, changes: bool = False) -> tuple[Branch, str]:
+    def _at(self, path: str, changes: bool = False, caller: int = 0) -> tuple[Branch, str]:
         """The branch of a path, and the path there.
 
         :param changes: something is to be changed: by the helper never, whatever it does and when
+        :param caller: the program's thread, where that is known already
         """
         replay = self._replay
-        if replay is not None and (changes or replay.is_under_way) and self._caller() == replay.pid:
+        if replay is not None and (changes or replay.is_under_way) and (caller or self._caller()) == replay.pid:
             return replay, path
         datacenter, path = self._find(path)
         return datacenter.branch(path), path
@@ -303,7 +302,8 @@ class Filesystem:
             return self._others[name], "/" + "".join(parts[3:])
 
     def _handed_out(self, branch: Branch, opened: Opened) -> Opened:
-        return opened._replace(number=self._branches.index(branch) << _NUMBER_BITS | opened.number)
+        number, direct, keep = opened
+        return Opened(self._branches.index(branch) << _NUMBER_BITS | number, direct, keep)
 
     def _held(self, fh: int) -> tuple[Branch, int]:
         """The branch of a handle, and its own number for it."""

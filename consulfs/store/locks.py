@@ -108,7 +108,8 @@ class Locks:
     def closed(self, handle: Handle) -> None:
         """A file description is closed: nothing is locked through it any more."""
         with self._posts.lock:
-            self._lost = {who: handles for who, handles in self._lost.items() if handles != {handle.number}}
+            if self._lost:
+                self._lost = {who: handles for who, handles in self._lost.items() if handles != {handle.number}}
             self._close(self._posts.get(handle.node.key), handle)
 
     def conflict(self, handle: Handle, claim: Claim) -> Optional[Claim]:
@@ -249,6 +250,8 @@ class Locks:
 
     def _tell_loss(self, handle: Handle, owner: LockOwner) -> None:
         """:raises LockLost: what this owner had locked was lost, and this is the first that it asks for since"""
+        if not self._lost:  # hardly ever; and every close(2) comes here
+            return
         who = (owner, handle.node)
         with self._posts.lock:
             handles = sorted(self._lost.get(who, ()))

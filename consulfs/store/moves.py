@@ -221,7 +221,7 @@ class Moves:
         self._records.cache.removed(old)
         self._records.cache.stored(record)
         self._times.rename(old, new)
-        self._times.stored(new, (record.value, record.flags), record.modify_index)
+        self._times.stored(new, (record.value, record.flags))
         self._inodes.rename(old, new)
         self._flags.renamed(old, new, left)
 

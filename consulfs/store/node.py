@@ -124,7 +124,7 @@ class Node:
     @property
     def unsaved(self) -> bool:
         """Whether the content is another than Consul's, as far as this mount can know."""
-        return not self.gone and (self.dirty or bool(self.in_flight))
+        return bool(self.pending or self.creation or self.in_flight) and not self.gone
 
     @property
     def exists(self) -> bool:
@@ -133,6 +133,8 @@ class Node:
 
     def owes(self, owner: int) -> bool:
         """Whether this handle has done something that is not stored, or not known to be."""
+        if not (self.creation or self.pending or self.in_flight):
+            return False
         created = self.creation is not None and self.creation.owner == owner
         return created or any(edit.owner == owner for edit in self.in_flight + self.pending)
 

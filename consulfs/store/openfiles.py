@@ -492,7 +492,7 @@ class OpenFiles:
 
     def _stored(self, record: Record) -> None:
         self._records.cache.stored(record)
-        self._times.stored(record.key, (record.value, record.flags), record.modify_index)
+        self._times.stored(record.key, (record.value, record.flags))
 
     def seen_open(self, handle: Handle, pid: int) -> Optional[bool]:
         """Whether this process or the opener still has the file open; None where that cannot be seen."""

@@ -36,7 +36,8 @@ class Patience:
 
         :param limit: seconds, where it may not take the whole timeout
         """
-        self._local.deadline = time.monotonic() + min(self.timeout, self.timeout if limit is None else limit)
+        seconds = self.timeout if limit is None or limit > self.timeout else limit
+        self._local.deadline = time.monotonic() + seconds
 
     def begin_last(self) -> None:
         """What is done at the end of the mount, whatever came before it: briefly, where that has used up the time."""

@@ -11,55 +11,45 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from typing import Optional
 
 from cachetools import LRUCache
 
 REMEMBERED = 1 << 18
-"""Names whose times are kept; the longest unused is forgotten, and shows the mount's time again."""
-
-
-@dataclass
-class Stamp:
-    """Nanoseconds since 1970, and a signature of the content that they belong to (None: whatever comes next)."""
-
-    mtime: int
-    ctime: int
-    signature: Optional[int] = None
-    index: Optional[int] = None
+"""Names whose times are kept, and names whose content is known. Of the former the longest unused is forgotten, and
+shows the mount's time again; of the latter the one that was seen first, and a change of it is not noticed."""
 
 
 class Times:
-    """Times by key; a directory's under its prefix."""
+    """Times by key, nanoseconds since 1970; a directory's under its prefix."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stamps: LRUCache[str, Stamp] = LRUCache(REMEMBERED)
+        self._own: LRUCache[str, tuple[int, int]] = LRUCache(REMEMBERED)  # mtime and ctime, where not the mount's
+        self._known: dict[str, int] = {}  # signatures: an int a name, for a walk sees them all
         self.start = time.time_ns()
 
-    def seen(self, key: str, content: object, index: Optional[int] = None) -> tuple[int, int]:
+    def seen(self, key: str, content: object) -> tuple[int, int]:
         """Consul holds this content now: (mtime, ctime).
 
         :param content: anything hashable that differs when the file differs
-        :param index: the ModifyIndex; while it stands the content need not be looked at
         """
+        signature = hash(content)
         with self._lock:
-            stamp = self._stamps.get(key)
-            if stamp is None:
-                stamp = self._stamps[key] = Stamp(self.start, self.start)
-            if index is None or stamp.index != index or stamp.signature is None:
-                signature = hash(content)
-                if stamp.signature is not None and stamp.signature != signature:
-                    stamp.mtime = stamp.ctime = time.time_ns()
-                stamp.signature, stamp.index = signature, index
-            return stamp.mtime, stamp.ctime
+            known = self._known.get(key)
+            if known != signature:
+                self._know(key, signature)
+                if known is not None:
+                    now = time.time_ns()
+                    self._own[key] = now, now
+            return self._get(key)
 
     def touch(self, key: str) -> None:
         """It changes or begins now; the next content seen is taken as that change."""
         now = time.time_ns()
         with self._lock:
-            self._stamps[key] = Stamp(now, now)
+            self._own[key] = now, now
+            self._known.pop(key, None)
 
     def touch_now(self, key: str) -> None:
         """A program sets the time to now; the content stays what it was."""
@@ -67,35 +57,47 @@ class Times:
 
     def get(self, key: str) -> tuple[int, int]:
         with self._lock:
-            stamp = self._stamps.get(key)
-            return (stamp.mtime, stamp.ctime) if stamp else (self.start, self.start)
+            return self._get(key)
 
     def set(self, key: str, mtime: Optional[int]) -> None:
         """A program sets the time of modification; None leaves it and sets the time of change alone."""
         now = time.time_ns()
         with self._lock:
-            stamp = self._stamps.get(key) or Stamp(self.start, now)
-            stamp.ctime = now
-            if mtime is not None:
-                stamp.mtime = mtime
-            self._stamps[key] = stamp
+            self._own[key] = self._get(key)[0] if mtime is None else mtime, now
 
-    def stored(self, key: str, content: object, index: Optional[int]) -> None:
+    def stored(self, key: str, content: object) -> None:
         """This mount has stored this content: it is no news when it is read back."""
         now = time.time_ns()
         with self._lock:
-            stamp = self._stamps.get(key) or Stamp(now, now)
-            stamp.signature, stamp.index = hash(content), index
-            self._stamps[key] = stamp
+            if key not in self._own and key not in self._known:
+                self._own[key] = now, now
+            self._know(key, hash(content))
 
     def rename(self, old: str, new: str) -> None:
+        now = time.time_ns()
         with self._lock:
-            stamp = self._stamps.pop(old, None)
-            if stamp is None:
-                stamp = Stamp(self.start, self.start)
-            stamp.ctime = time.time_ns()
-            self._stamps[new] = stamp
+            mtime, _ = self._get(old)
+            self._forget(new)
+            if old in self._known:
+                self._know(new, self._known[old])
+            self._forget(old)
+            self._own[new] = mtime, now
 
     def forget(self, key: str) -> None:
         with self._lock:
-            self._stamps.pop(key, None)
+            self._forget(key)
+
+    # -- helpers, under the lock -----------------------------------------------------------------------------
+
+    def _get(self, key: str) -> tuple[int, int]:
+        own = self._own.get(key) if self._own else None
+        return own or (self.start, self.start)
+
+    def _know(self, key: str, signature: int) -> None:
+        if len(self._known) >= REMEMBERED and key not in self._known:
+            del self._known[next(iter(self._known))]
+        self._known[key] = signature
+
+    def _forget(self, key: str) -> None:
+        self._own.pop(key, None)
+        self._known.pop(key, None)

@@ -16,8 +16,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from cachetools import LRUCache, TTLCache
 
@@ -40,8 +39,7 @@ FORMER_SECONDS = 60.0
 """For so long a removed directory's value is still found under its name "foo%value" as well."""
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A path that is a file."""
 
     key: str
@@ -49,8 +47,7 @@ class File:
     record: Optional[Record]
 
 
-@dataclass(frozen=True)
-class Directory:
+class Directory(NamedTuple):
     """A path that is a directory."""
 
     prefix: str
@@ -146,10 +143,13 @@ class KVTree:
             return None
         found = self._file_at(spot)
         if found is not None and spot.component and not spot.value:
-            if len(self._found) >= REMEMBERED:
-                self._found.clear()
-            self._found[path] = version, spot.parent, spot.key
+            self._remember(path, version, spot)
         return found
+
+    def _remember(self, path: str, version: int, spot: Spot) -> None:
+        if len(self._found) >= REMEMBERED:
+            self._found.clear()
+        self._found[path] = version, spot.parent, spot.key
 
     def existing(self, path: str) -> Entry:
         """What stands at a path; ENOENT where nothing does."""
@@ -176,6 +176,22 @@ class KVTree:
             return None  # an open one answers for itself
         record = self._records.cache.warm(spot.parent, spot.key)
         return File(spot.key, None, record) if record is not None else None
+
+    def names_in(self, path: str, looks: bool) -> list[tuple[str, Spot, bool]]:
+        """What a directory shows: each name, the spot that it stands for, and whether that is a directory.
+
+        :param looks: the program that asks may look at each of its files next
+        """
+        prefix = self.directory(path).prefix
+        self._records.listing(prefix)  # a directory that was not known until now is a change by itself
+        version = self._records.cache.version
+        shown = [(self.name_of(spot), spot, is_directory) for spot, is_directory in self.entries(prefix, looks)]
+        if looks and len(shown) <= REMEMBERED:
+            base = path.rstrip("/")
+            for name, spot, is_directory in shown:
+                if not (is_directory or spot.value):
+                    self._remember(f"{base}/{name}", version, spot)
+        return shown
 
     def entries(self, prefix: str, looks: bool = False) -> list[tuple[Spot, bool]]:
         """The spots of a directory in the order of their keys, each with whether it is a directory.

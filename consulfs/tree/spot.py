@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from consulfs import names
 
 
-@dataclass(frozen=True)
-class Spot:
+class Spot(NamedTuple):
     """Where a path points, whether or not anything is there.
 
     :ivar parent: the prefix of the directory that it stands in
