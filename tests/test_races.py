@@ -8,6 +8,7 @@ import time
 import pytest
 from support.curl import Curl
 from support.mount import Mount
+from support.waiting import until
 
 STALE = 1.1
 
@@ -240,3 +241,23 @@ def test_renames_that_cross(mnt, curl):
     assert back.wait() is None
     assert len(curl.tree()) in (1, 2)
     assert isinstance(curl, Curl)
+
+
+@pytest.mark.parametrize("options", ["", "notify=off", "cache=ttl", "attr_timeout=0"])
+def test_a_file_that_another_host_has_just_deleted_is_made_anew(agent, curl, options):
+    """The kernel still has its name, and asks whether the program may write it: it may not be told that it is gone."""
+    with Mount(agent.address, options) as mount:
+        path = mount.path / "d" / "f"
+        curl.put("d/g", b"")
+        for number in range(60):
+            curl.put("d/f", b"old" * (number % 3 + 1))
+            until(path.exists)
+            curl.put("d/f", b"changed" * (number % 2 + 1))
+            if number % 4:
+                time.sleep(0.005 * (number % 7))
+            curl.delete("d/f")
+            if number % 2:
+                time.sleep(0.003 * (number % 5))
+            with open(path, "ab") as file:
+                file.write(b"new")
+            assert curl.get("d/f").endswith(b"new"), number

@@ -144,7 +144,7 @@ def test_nothing_is_made(closed, change, path):
 @pytest.mark.parametrize("path", [*NOT_THERE, "later"])
 @pytest.mark.parametrize("change", LINKING)
 def test_links_are_refused_as_everywhere_in_the_mount(closed, curl, kind, change, path):
-    curl.put("app/key" if kind == "prefix" else "key", b"text")
+    with_keys(closed, curl, kind)
     assert errno_of(LINKING[change], closed, path) == (errno.EROFS if kind == "read-only" else errno.EPERM)
 
 

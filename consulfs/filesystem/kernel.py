@@ -20,7 +20,10 @@ Version = Optional[tuple[int, int]]
 """Which content: see `store.node.version_of`; None where it is not stored, or nobody knows."""
 
 SENT_SECONDS = 0.2
-"""A program that opens a file again so soon is one that was just sent back."""
+"""A program that asks for a file again so soon is one that was just sent back."""
+
+NAME_SECONDS = 1.5
+"""So long after it was told of a file the kernel may have its name, which it keeps for a second."""
 
 TOLD, OPENED = 1 << 14, 1 << 16
 """Files of which it is remembered what attributes the kernel was told of late, and which pages it has; one that is
@@ -36,31 +39,44 @@ class Kernel:
     def __init__(self, attr_timeout: float) -> None:
         self._attr_timeout = attr_timeout
         self._lock = threading.Lock()
-        self._told: dict[str, tuple[Version, float]] = {}
+        self._told: dict[str, tuple[Version, float, bool]] = {}  # when, and whether it has not forgotten it since
         self._pages: dict[str, tuple[str, Version]] = {}
         self._sent_back: dict[tuple[str, int], float] = {}
 
     def tell(self, key: str, version: Version) -> None:
         """It is being told a file's attributes."""
-        if self._attr_timeout:
-            with self._lock:
-                _make_room(self._told, TOLD)
-                self._told[key] = version, time.monotonic()
+        with self._lock:
+            _make_room(self._told, TOLD)
+            self._told[key] = version, time.monotonic(), True
 
     def is_behind(self, key: str, version: Version) -> bool:
         """Whether it takes the attributes of another content as true."""
         with self._lock:
-            told, moment = self._told.get(key, (version, 0.0))
-            return told != version and moment + self._attr_timeout > time.monotonic()
+            told, moment, stands = self._told.get(key, (version, 0.0, False))
+            return stands and told != version and moment + self._attr_timeout > time.monotonic()
+
+    def loses(self, key: str) -> bool:
+        """A file is gone; whether it may have taken it as there until now, without asking."""
+        with self._lock:
+            told = self._told.pop(key, None)
+            return told is not None and told[1] + NAME_SECONDS > time.monotonic()
 
     def send_back(self, path: str, caller: int) -> bool:
-        """Whether a program's open may be answered ESTALE: not if that was just done, for it would be told so."""
+        """Whether a program may be answered ESTALE: not if that was just done, for it would be told so."""
         now = time.monotonic()
         with self._lock:
-            before = self._sent_back.get((path, caller), 0.0)
+            before = self._sent_back.pop((path, caller), 0.0)
+            if before + SENT_SECONDS > now:
+                return False
             _make_room(self._sent_back, TOLD)
             self._sent_back[path, caller] = now
-            return before + SENT_SECONDS < now
+            return True
+
+    def arrives(self, path: str, caller: int) -> None:
+        """A program has what it asked for, whether or not it was sent back."""
+        if self._sent_back:
+            with self._lock:
+                self._sent_back.pop((path, caller), None)
 
     def opens(self, path: str, key: str, version: Version) -> bool:
         """It opens a file; whether the pages that it has of it are those of this content."""
@@ -76,8 +92,9 @@ class Kernel:
         :param before: what it was told after this moment it may have kept
         """
         with self._lock:
-            if before is None or self._told.get(key, (None, 0.0))[1] <= before:
-                self._told.pop(key, None)
+            told = self._told.get(key)
+            if told is not None and (before is None or told[1] <= before):
+                self._told[key] = told[0], told[1], False  # it may have the name all the same
             self._pages.pop(key, None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Callable, Optional
 
 from consulfs.consulate import Record
@@ -145,6 +146,7 @@ class Others:
                 if there is (names is news.gone):
                     continue  # it came back, or went again: there is news of that to come
                 deed = directory if is_directory else file
-                replay.repeat(deed, self._tree.path_in(news.prefix, name), news.sizes.get(name, 0))
+                path, key = self._tree.path_in(news.prefix, name), news.prefix + name
+                replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
                 if deed is Deed.MKDIR:
                     self.on_directory(news.prefix, news.prefix + name)

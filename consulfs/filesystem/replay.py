@@ -18,7 +18,7 @@ import os
 import stat
 import threading
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Callable, Optional
 
 from consulfs.filesystem.branch import Attributes, Branch, Opened
 from consulfs.repeater import Deed, Repeater
@@ -31,12 +31,14 @@ class _Event:
     """What is being repeated.
 
     :ivar size: what the file had, if it is gone
-    :ivar done: whether the kernel has asked for it
+    :ivar on_done: called when the kernel asks for it
+    :ivar done: whether it has
     """
 
     deed: Deed
     path: str
     size: int = 0
+    on_done: Callable[[], object] = lambda: None
     done: bool = False
 
 
@@ -66,16 +68,17 @@ class Replay(Branch):
         """Whether something is being repeated."""
         return self._event is not None
 
-    def repeat(self, deed: Deed, path: str, size: int = 0) -> None:
+    def repeat(self, deed: Deed, path: str, size: int = 0, on_done: Callable[[], object] = lambda: None) -> None:
         """Have the helper do it; returns when it is done. For a thread that serves no operation.
 
         :param size: of a file that is gone: until the kernel has removed the name, others may look at it
+        :param on_done: called when the kernel asks for it
         """
         with self._lock:
             if self._works is None:
                 self._works = self._probe()
             if self._works:
-                failure, _ = self._have_done(_Event(deed, path, size))
+                failure, _ = self._have_done(_Event(deed, path, size, on_done))
                 if failure:
                     log.debug("%s %r could not be repeated: %s", deed.name, path, os.strerror(failure))
 
@@ -144,6 +147,7 @@ class Replay(Branch):
         event = self._event
         if event is None or path != event.path:
             raise OSError(errno.EPERM, "nothing else is repeated")
+        event.on_done()
         event.done = True
 
     def _as_before(self, event: _Event) -> Attributes:
