@@ -189,6 +189,7 @@ class Assembly:
             patience,
             self._owner,
             kernel,
+            binding.caller,
             others.expire,
             read_only,
             at_close,

@@ -261,3 +261,10 @@ def test_a_file_that_another_host_has_just_deleted_is_made_anew(agent, curl, opt
             with open(path, "ab") as file:
                 file.write(b"new")
             assert curl.get("d/f").endswith(b"new"), number
+
+
+def test_a_name_that_was_given_up_here_can_be_a_directory_at_once(mnt):
+    mnt.ok(
+        "for n in 1 2 3; do echo x > f; cat f; mv f g; mkdir f; rmdir f; mv g f; cat f; rm f; mkdir f; rmdir f; done"
+    )
+    mnt.ok("for n in 1 2 3; do mkdir d; echo x > d/f; cat d/f; mv d e; mkdir d; mkdir d/f; rmdir d/f d; rm -r e; done")

@@ -22,8 +22,8 @@ Version = Optional[tuple[int, int]]
 SENT_SECONDS = 0.2
 """A program that asks for a file again so soon is one that was just sent back."""
 
-NAME_SECONDS = 1.5
-"""So long after it was told of a file the kernel may have its name, which it keeps for a second."""
+NAME_SECONDS = 1.0
+"""For so long at most the kernel keeps the name of a file that it was told of."""
 
 TOLD, OPENED = 1 << 14, 1 << 16
 """Files of which it is remembered what attributes the kernel was told of late, and which pages it has; one that is
@@ -39,27 +39,39 @@ class Kernel:
     def __init__(self, attr_timeout: float) -> None:
         self._attr_timeout = attr_timeout
         self._lock = threading.Lock()
-        self._told: dict[str, tuple[Version, float, bool]] = {}  # when, and whether it has not forgotten it since
+        # Of which path, when, and whether it has not forgotten it since.
+        self._told: dict[str, tuple[Version, str, float, bool]] = {}
+        self._renamed = 0.0
         self._pages: dict[str, tuple[str, Version]] = {}
         self._sent_back: dict[tuple[str, int], float] = {}
 
-    def tell(self, key: str, version: Version) -> None:
-        """It is being told a file's attributes."""
-        with self._lock:
-            _make_room(self._told, TOLD)
-            self._told[key] = version, time.monotonic(), True
+    def tell(self, key: str, version: Version, path: str = "") -> None:
+        """It is being told a file's attributes.
+
+        :param path: where it asked for them by name
+        """
+        if self._attr_timeout:
+            with self._lock:
+                path = path or self._told.get(key, (version, ""))[1]
+                _make_room(self._told, TOLD)
+                self._told[key] = version, path, time.monotonic(), True
 
     def is_behind(self, key: str, version: Version) -> bool:
         """Whether it takes the attributes of another content as true."""
         with self._lock:
-            told, moment, stands = self._told.get(key, (version, 0.0, False))
+            told, _, moment, stands = self._told.get(key, (version, "", 0.0, False))
             return stands and told != version and moment + self._attr_timeout > time.monotonic()
 
-    def loses(self, key: str) -> bool:
-        """A file is gone; whether it may have taken it as there until now, without asking."""
+    def loses(self, key: str, path: str = "") -> bool:
+        """A file is gone; whether it has taken a path as there until now, without asking."""
         with self._lock:
-            told = self._told.pop(key, None)
-            return told is not None and told[1] + NAME_SECONDS > time.monotonic()
+            _, had, moment, _ = self._told.pop(key, (None, "", 0.0, False))
+            oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS)
+            return had == path and moment > max(oldest, self._renamed)
+
+    def renames(self) -> None:
+        """It gives files other names: of none that it was told before is it known whether it still has that."""
+        self._renamed = time.monotonic()
 
     def send_back(self, path: str, caller: int) -> bool:
         """Whether a program may be answered ESTALE: not if that was just done, for it would be told so."""
@@ -93,8 +105,8 @@ class Kernel:
         """
         with self._lock:
             told = self._told.get(key)
-            if told is not None and (before is None or told[1] <= before):
-                self._told[key] = told[0], told[1], False  # it may have the name all the same
+            if told is not None and (before is None or told[2] <= before):
+                self._told[key] = *told[:3], False  # it may have the name all the same
             self._pages.pop(key, None)
 
 

@@ -38,6 +38,7 @@ class KVBranch(Branch):
     """The keys of one datacenter.
 
     :param kernel: what the kernel was told
+    :param caller: tells for which program's thread the present operation is
     :param expire: has it forget what it holds of open files; returns when it has
     :param has_locks: whether flock and fcntl can lock a file
     :param has_sessions: whether a key can end with this mount
@@ -54,6 +55,7 @@ class KVBranch(Branch):
         patience: Patience,
         owner: Owner,
         kernel: Kernel,
+        caller: Callable[[], int],
         expire: Callable[[list[Node]], None],
         read_only: bool = False,
         exclusive_at_close: bool = False,
@@ -71,6 +73,7 @@ class KVBranch(Branch):
         self._patience = patience
         self._owner = owner
         self._kernel = kernel
+        self._caller = caller
         self._expire = expire
         self._read_only = read_only
         self._exclusive_at_close = exclusive_at_close
@@ -84,7 +87,7 @@ class KVBranch(Branch):
         if found is None:
             self._look_again(path)
             raise OSError(errno.ENOENT, "no such key or prefix")
-        return self._attributes(found)
+        return self._attributes(found, path)
 
     def _look_again(self, path: str) -> None:
         """ESTALE, once, where another host has deleted a file whose name the kernel has: it looks again, and is told
@@ -93,7 +96,7 @@ class KVBranch(Branch):
             spot = self._tree.locate(path)
         except OSError:
             return
-        if spot is not None and self._kernel.loses(spot.key):
+        if spot is not None and self._kernel.loses(spot.key, path) and self._kernel.send_back(path, self._caller()):
             raise OSError(errno.ESTALE, "deleted by another host")
 
     def readdir(self, path: str, plus: bool) -> list[Listed]:
@@ -101,7 +104,7 @@ class KVBranch(Branch):
         for name, spot, is_directory in self._tree.names_in(path, plus):
             found = None if is_directory or not plus else self._tree.known_file(spot)
             if found is not None:
-                attributes = self._attributes(found)
+                attributes = self._attributes(found, f"{path.rstrip('/')}/{name}")
                 shown.append(Listed(name, stat.S_IFREG, attributes.inode, attributes))
             else:
                 inode = self._inodes.number(spot.prefix if is_directory else spot.key)
@@ -141,12 +144,13 @@ class KVBranch(Branch):
 
     def unlink(self, path: str) -> None:
         self._check_writable()
-        self._kernel.forget(self._tree.remove_file(path))
+        self._kernel.loses(self._tree.remove_file(path))
 
     def rename(self, old: str, new: str, flags: int) -> None:
         if flags & ~RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, "names cannot be exchanged")
         self._check_writable()
+        self._kernel.renames()
         self._tree.rename(old, new, keep_target=bool(flags & RENAME_NOREPLACE))
 
     def mknod(self, path: str, mode: int, pid: int) -> None:
@@ -168,7 +172,6 @@ class KVBranch(Branch):
                 raise
             if not self._kernel.send_back(path, pid):
                 raise OSError(errno.ENOENT, "deleted by another host, while the kernel looked") from error
-            self._look_again(path)
             raise
         key = handle.node.key
         with handle.node.state:
@@ -311,7 +314,7 @@ class KVBranch(Branch):
         if self._read_only:
             raise OSError(errno.EROFS, "mounted with -o ro")
 
-    def _attributes(self, entry: Entry) -> Attributes:
+    def _attributes(self, entry: Entry, path: str = "") -> Attributes:
         if isinstance(entry, Directory):
             mtime, ctime = self._times.get(entry.prefix)
             mode = stat.S_IFDIR | (0o777 & ~self._owner.umask)
@@ -324,7 +327,7 @@ class KVBranch(Branch):
         else:
             size, unsaved = len(record.value) if record else 0, False
             version = version_of(record)
-        self._kernel.tell(entry.key, version)
+        self._kernel.tell(entry.key, version, path)
         if unsaved or record is None:
             mtime, ctime = self._times.get(entry.key)
         else:
