@@ -3,7 +3,7 @@ than what was shown before, and each change of others is told once, and none of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Optional
 
 import pytest
@@ -211,6 +211,8 @@ class Model:
     def _watch_answered(self):
         answer = self.answer
         assert answer is not None
+        if self.asked > 1:  # else indexes have begun anew, and the same say nothing
+            answer = self.answer = answer.apart(self.cache.known_files(self.level))
         if answer.index < self.known_at_ask:
             self.cache.begin_anew(self.level)
             self.floors.clear()
@@ -320,7 +322,7 @@ class Model:
                 self.believed = self.believed and self.believed - {name}
                 self.contents.pop(name, None)
         elif own.result:
-            self.cache.stored(own.result if own.kind != "large" else replace(own.result, modify_index=None))
+            self.cache.stored(own.result if own.kind != "large" else own.result._replace(modify_index=None))
             self.floors.raise_to(key, own.index)
             self.floors.raise_to((PREFIX, name), own.index)
             if self.believed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -122,8 +122,7 @@ def _number(text: Optional[str]) -> Optional[int]:
     return int(text) if text and text.isdecimal() and len(text) <= 20 else None
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One key as Consul stores it.
 
     :ivar value: the bytes; b"" where Consul has null

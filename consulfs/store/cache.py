@@ -121,7 +121,7 @@ class Cache:
         """The record, MISSING where Consul has none, None where nothing is known."""
         with self._lock:
             entry = self._records.get(key)
-            if entry is not None and self._is_true(key[: key.rfind("/") + 1], entry.asked, entry.known.modify_index):
+            if entry is not None and self._is_true(key[: key.rfind("/") + 1], entry.asked, entry.known, key):
                 self._records.move_to_end(key)
                 self.hits += 1
                 return entry.known
@@ -141,7 +141,7 @@ class Cache:
             if (
                 entry is None
                 or not isinstance(entry.known, Record)
-                or not self._is_true(prefix, entry.asked, entry.known.modify_index)
+                or not self._is_true(prefix, entry.asked, entry.known, key)
                 or self._listing(prefix) is None
             ):
                 return None
@@ -163,7 +163,7 @@ class Cache:
             asked = ticket.moment
             if entry is not None and not newer and (_is_newer(entry.known, known) or entry.asked > asked):
                 # A server that lags behind the one that was asked before, or a slower answer than that one's.
-                if self._is_true(prefix, entry.asked, entry.known.modify_index):
+                if self._is_true(prefix, entry.asked, entry.known, key):
                     return entry.known
                 if entry.asked > asked:
                     return known
@@ -292,7 +292,7 @@ class Cache:
         with self._lock:
             level = self._levels[prefix] = Level(prefix)
             known = self._listings.get(prefix)
-            if known is not None and known.as_of and self._is_true(prefix, known.asked, None):
+            if known is not None and known.as_of and self._is_true(prefix, known.asked):
                 level.begin(known.listing, known.as_of, known.asked)
             for name in known.listing.files if known is not None else ():
                 entry = self._records.get(prefix + name)
@@ -341,6 +341,7 @@ class Cache:
                 asked = self._as_of(level.armed, now)
                 level.listed = min(level.listed, asked)
                 self._learn(level, news, answer.without(busy).records, asked)
+                level.same, level.vouched = answer.same.difference(busy), asked
             self.version += news is None or is_first or bool(news.made or news.gone)
             return news
 
@@ -366,6 +367,16 @@ class Cache:
             self._learn(level, news, records, self._as_of(ticket.moment, now))
             return news, records
 
+    def known_files(self, level: Level) -> dict[str, Record]:
+        """The records of a directory's files, by key, as far as its watchers know them too."""
+        with self._lock:
+            found = {}
+            for name, (index, _) in level.known.items():
+                entry = self._records.get(level.prefix + name)
+                if entry is not None and isinstance(entry.known, Record) and entry.known.modify_index == index:
+                    found[entry.known.key] = entry.known
+            return found
+
     def suspects(self, level: Level, most: int) -> list[str]:
         """The keys of files that the last answer has made uncertain."""
         with self._lock:
@@ -385,12 +396,16 @@ class Cache:
 
     # -- helpers, under the lock -----------------------------------------------------------------------------
 
-    def _is_true(self, prefix: str, asked: float, index: Optional[int]) -> bool:
-        """Whether what was asked for then, and bears this index, may be shown."""
+    def _is_true(self, prefix: str, asked: float, known: Optional[Known] = None, key: str = "") -> bool:
+        """Whether what was asked for then may be shown: names, or what is known of a key."""
         level = self._levels.get(prefix)
         if level is not None:
-            if asked < level.since and (index is None or index < level.index):
-                return False
+            if asked < level.since:
+                index = known.modify_index if known is not None else None
+                if level.vouches(key[len(prefix) :], index):
+                    asked = level.vouched
+                elif index is None or index < level.index:
+                    return False
             if level.live:
                 return asked >= self._barrier
         return asked >= self._barrier and asked + self.lifetime > time.monotonic()
@@ -405,7 +420,7 @@ class Cache:
         ):
             return level.listing
         found = self._listings.get(prefix)
-        if found is not None and self._is_true(prefix, found.asked, None):
+        if found is not None and self._is_true(prefix, found.asked):
             return found.listing
         return None
 

@@ -96,15 +96,25 @@ class Answer:
 
     :ivar index: Consul's: how things stood then
     :ivar records: by name, of files in the directory itself, as far as they were asked for
+    :ivar same: the names of those that are the records that were known, and not among `records`
     """
 
     index: int
     listing: Listing
     records: Mapping[str, Record]
+    same: frozenset[str] = frozenset()
 
     def of(self, names: Collection[str]) -> Answer:
         """With the records of these alone."""
         return replace(self, records={name: record for name, record in self.records.items() if name in names})
+
+    def apart(self, known: Mapping[str, Record]) -> Answer:
+        """With those of its records that were known before set apart.
+
+        :param known: by key
+        """
+        same = frozenset(name for name, record in self.records.items() if known.get(record.key) is record)
+        return replace(self.without(same), same=same)
 
     def without(self, names: Collection[str]) -> Answer:
         """Without the records of these."""
@@ -124,6 +134,7 @@ class Level:
     :ivar since: when the last change was told: what was asked for before it is old, unless it bears that index
     :ivar armed: when the last query was sent
     :ivar listing: None as long as no answer has told it
+    :ivar same: the names of files that the last answer has shown to be as they were known; `vouched` tells when
     :ivar listed: when that was so; it counts if that is after `since` and after `doubt`
     :ivar known: by name, the index and the signature of each file whose content the watchers know
     """
@@ -134,6 +145,8 @@ class Level:
         self.index = self.before = 0
         self.since = self.doubt = self.listed = self.armed = 0.0
         self.listing: Optional[Listing] = None
+        self.same: frozenset[str] = frozenset()
+        self.vouched = 0.0
         self.known: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, int] = {}  # of the same files
         self._fresh: set[str] = set()  # names that the last answer has brought
@@ -192,9 +205,19 @@ class Level:
         else:
             self.removed(name)
 
+    def vouches(self, name: str, index: Optional[int]) -> bool:
+        """Whether the last answer has shown a file as it was known, with this index."""
+        if self.vouched < self.since or name not in self.same:
+            return False
+        known = self.known.get(name)
+        return known is not None and known[0] == index
+
     def learn(self, name: str, record: Record) -> None:
-        """A program looks at a file for the first time."""
-        if name not in self.known and record.modify_index is not None:
+        """A program looks at a file: those looked at last are the first suspects."""
+        known = self.known.pop(name, None)
+        if known is not None:
+            self.known[name] = known
+        elif record.modify_index is not None:
             self._know(name, record.modify_index, record)
 
     def differing(self, answer: Answer) -> set[str]:

@@ -9,7 +9,7 @@ Owner of a node's content: `Node.state`. It is never held across a request.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional, Union
 
 from consulfs.consulate import Record
@@ -235,7 +235,7 @@ class Node:
     def begin_anew(self) -> None:
         """Consul's indexes went back: the one of the record says nothing of those to come."""
         if self.base is not None:
-            self.base = replace(self.base, modify_index=None)
+            self.base = self.base._replace(modify_index=None)
 
     def plan(self) -> Optional[Plan]:
         """Take what is to be stored, or None where there is nothing."""

@@ -48,6 +48,7 @@ class Scan:
         self._is_flat = is_flat
         self._backend = backend
         self._cache = cache
+        self._asked: set[int] = set()
         self._batch = BATCH
         self._mean: Optional[float] = None
         self._changed = threading.Condition()
@@ -61,6 +62,9 @@ class Scan:
         at = bisect_left(self._keys, key)
         if at == len(self._keys) or self._keys[at] != key:
             return None  # the directory did not show it
+        if at in self._asked:
+            return None  # a program that comes back to it: it goes through nothing
+        self._asked.add(at)
         is_first = self._mean is None
         known = None if is_first else self._arrival(key, at)
         if known is not None:

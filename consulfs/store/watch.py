@@ -175,7 +175,7 @@ class Watch:
         news = self._cache.take(self.level, answer, busy)
         if news is None:
             return self._vain.grow(), True
-        told = self._tell(news, answer.without(busy).records)
+        told, is_vain = self._tell(news, answer.without(busy).records), True
         if busy:
             self._turns.wait_free([self.prefix + name for name in busy], OWN_SECONDS)
             late = self._cache.settle(self.level, answer, busy)
@@ -184,10 +184,11 @@ class Watch:
             told |= self._tell(late, answer.of(busy).records)
         if not (self._is_whole or renewed):
             told |= self._look_again(answer.listing)
+            is_vain = len(self._cache.suspects(self.level, KNOWN_FILES)) < KNOWN_FILES
         if told:
             self._vain.reset()
             return 0.0, False
-        return self._vain.grow(), False
+        return self._vain.grow() if is_vain else VAIN[0], False
 
     def _begin_anew(self) -> None:
         """Consul's indexes have."""
@@ -207,16 +208,22 @@ class Watch:
         """The query itself; with 1 it is answered at once."""
         kv, wait = self._consul.kv, f"{self._wait:g}s"
         self.busy_until = time.monotonic() + self._wait * 17 / 16
-        if self._is_whole:
-            found = kv.tree(self.prefix, index=index, wait=wait, timeout=GRACE, consistency=self._consistency)
-            listing = Listing.below(self.prefix, [record.key for record in found])
-            records = self._here(found)
-            size = sum(len(record.value) for record in found)
-            self._is_whole = not (listing.directories or len(found) > FEW_FILES or size > FEW_BYTES)
-        else:
-            names = kv.names(self.prefix, "/", index=index, wait=wait, timeout=GRACE, consistency=self._consistency)
-            listing, records = Listing.of(self.prefix, names), {}
-        return Answer(kv.meta.index or 0, listing, records)
+        mode = self._consistency
+        if not self._is_whole:
+            names = kv.names(self.prefix, "/", index=index, wait=wait, timeout=GRACE, consistency=mode)
+            return Answer(kv.meta.index or 0, Listing.of(self.prefix, names), {})
+        known: dict[str, Record] = {}
+
+        def know() -> dict[str, Record]:
+            if index > 1:  # else indexes may have begun anew, and the same one says nothing
+                known.update(self._cache.known_files(self.level))
+            return known
+
+        found = kv.tree(self.prefix, know, index=index, wait=wait, timeout=GRACE, consistency=mode)
+        listing = Listing.below(self.prefix, [record.key for record in found])
+        size = sum(len(record.value) for record in found)
+        self._is_whole = not (listing.directories or len(found) > FEW_FILES or size > FEW_BYTES)
+        return Answer(kv.meta.index or 0, listing, self._here(found)).apart(known)
 
     def _look_again(self, listing: Listing) -> bool:
         """After an answer of names alone: what has become of the files; whether there is news.
@@ -226,7 +233,9 @@ class Watch:
         if not self._has_looked:
             self._has_looked = True
             ticket = self._cache.ticket()
-            return self._tell_compared(self._load(listing), ticket)
+            loaded = self._load(listing)
+            if loaded:
+                return self._tell_compared(loaded, ticket)
         told = False
         suspects = self._cache.suspects(self.level, KNOWN_FILES)
         waited_for = self._waited_for(self.prefix, listing.files)

@@ -9,6 +9,7 @@ Source: https://www.consul.io/api-docs/kv
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from urllib.parse import quote
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from consulfs.consulate.models import Query
+
+Known = Callable[[], Mapping[str, Record]]
+"""Gives records by their keys."""
+
+NONE_KNOWN: Mapping[str, Record] = MappingProxyType({})
 
 TXN_BODY_LIMIT = 1 << 19
 """The bytes that Consul takes as a transaction's body unless limits.txn_max_req_len says otherwise."""
@@ -86,12 +92,16 @@ class Records(Endpoint):
             return _one_level(below, prefix, separator) if separator else below
         return [] if _is_nothing(answer) else answer.as_list(str)
 
-    def tree(self, prefix: str, **query: Unpack[Query]) -> list[Record]:
-        """The records of every key that begins with a prefix."""
+    def tree(self, prefix: str, known: Optional[Known] = None, **query: Unpack[Query]) -> list[Record]:
+        """The records of every key that begins with a prefix.
+
+        :param known: called when the answer is there; what still has the indexes of one of these records is taken to be
+            it, without a look at its value
+        """
         answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, (404,), **query))
         if answer is None:
             return [record_of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
-        return _records(answer)
+        return _records(answer, known() if known is not None else {})
 
     def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
         """As `tree`, one record after the other while the answer arrives: in bounded memory.
@@ -187,13 +197,21 @@ def _is_nothing(answer: Response) -> bool:
     return True
 
 
-def _records(answer: Response) -> list[Record]:
+def _records(answer: Response, known: Mapping[str, Record] = NONE_KNOWN) -> list[Record]:
     if _is_nothing(answer):
         return []
     try:
-        return [Record.of(entry) for entry in answer.as_list()]
+        return [_known(entry, known) or Record.of(entry) for entry in answer.as_list()]
     except ValueError as error:
         raise answer.bad("a list of records") from error
+
+
+def _known(entry: Any, known: Mapping[str, Record]) -> Optional[Record]:
+    record = known.get(str(entry.get("Key"))) if known and isinstance(entry, dict) else None
+    if record is None:
+        return None
+    indexes = (entry.get("CreateIndex"), entry.get("ModifyIndex"), entry.get("Session"))
+    return record if indexes == (record.create_index, record.modify_index, record.session) else None
 
 
 def record_of(entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:
