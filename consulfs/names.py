@@ -27,6 +27,9 @@ NAME_MAX = 255
 
 VALUE = "%value"
 
+SHORTENED = "%long"
+"""In the name of a component that only a listing can tell."""
+
 _WHOLE = {"": "%empty", ".": "%2E", "..": "%2E%2E"}
 _WHOLE_BACK = {name: component for component, name in _WHOLE.items()}
 
@@ -36,7 +39,7 @@ _LITERAL_NUL = re.compile(r"%((?:25)*)00")
 _LITERAL_END = re.compile(r"(?<=.)%((?:25)*)(value|long[0-9a-f]{32})\Z", re.DOTALL)
 _LITERAL_LONG = re.compile(r"(?<=.)%((?:25)*)(long[0-9a-f]{32})\Z", re.DOTALL)
 _SHORTENED = re.compile(r"(?<=.)%long[0-9a-f]{32}\Z", re.DOTALL)
-_HEAD_BYTES = NAME_MAX - len("%long") - 32 - len(VALUE)
+_HEAD_BYTES = NAME_MAX - len(SHORTENED) - 32 - len(VALUE)
 
 
 @dataclass(frozen=True)
@@ -139,4 +142,4 @@ def _literal_virtual(text: str, reserved: Collection[str]) -> bool:
 def _shorten(component: str) -> str:
     digest = hashlib.blake2b(component.encode(), digest_size=16).hexdigest()
     head = _escape(component, False, ()).encode()[:_HEAD_BYTES].decode("utf-8", "ignore")
-    return f"{head}%long{digest}"
+    return f"{head}{SHORTENED}{digest}"

@@ -332,7 +332,7 @@ class Cache:
         """A query's answer; see `Level.take`."""
         now = time.monotonic()
         with self._lock:
-            is_first = level.listing is None
+            is_first, was_live = level.listing is None, level.live
             news = level.take(answer, now, busy)
             if news is not None:
                 read = self._listings.pop(level.prefix, None)
@@ -341,6 +341,7 @@ class Cache:
                 asked = self._as_of(level.armed, now)
                 level.listed = min(level.listed, asked)
                 self._learn(level, news, answer.without(busy).records, asked)
+                level.answered = asked if was_live else 0.0
                 level.same, level.vouched = answer.same.difference(busy), asked
             self.version += news is None or is_first or bool(news.made or news.gone)
             return news
@@ -406,8 +407,10 @@ class Cache:
                     asked = level.vouched
                 elif index is None or index < level.index:
                     return False
-            if level.live:
-                return asked >= self._barrier
+            if asked >= self._barrier:
+                if level.live:
+                    return True
+                asked = max(asked, level.answered)
         return asked >= self._barrier and asked + self.lifetime > time.monotonic()
 
     def _listing(self, prefix: str) -> Optional[Listing]:

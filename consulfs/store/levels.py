@@ -132,6 +132,7 @@ class Level:
     :ivar live: whether a query waits for the next change: what is known is true until it comes
     :ivar index: Consul's, of the last answer; `before` is that of the one before it
     :ivar since: when the last change was told: what was asked for before it is old, unless it bears that index
+    :ivar answered: when a query that waited was: what was true until then is as good as asked for then
     :ivar armed: when the last query was sent
     :ivar listing: None as long as no answer has told it
     :ivar same: the names of files that the last answer has shown to be as they were known; `vouched` tells when
@@ -143,7 +144,7 @@ class Level:
         self.prefix = prefix
         self.live = False
         self.index = self.before = 0
-        self.since = self.doubt = self.listed = self.armed = 0.0
+        self.since = self.doubt = self.listed = self.armed = self.answered = 0.0
         self.listing: Optional[Listing] = None
         self.same: frozenset[str] = frozenset()
         self.vouched = 0.0

@@ -88,6 +88,7 @@ class KVTree:
         self._lock = threading.Lock()
         self._empty: LRUCache[str, bool] = LRUCache(1 << 16)
         self._value_only: LRUCache[str, bool] = LRUCache(1 << 12)
+        self._prefixes: dict[str, str] = {}
         self._found: dict[str, tuple[int, str, str]] = {}
         self._former: TTLCache[str, bool] = TTLCache(1 << 12, FORMER_SECONDS)
 
@@ -98,14 +99,20 @@ class KVTree:
 
         :raises OSError: ENOENT for a shortened name that stands for nothing
         """
-        parent, spot = self.root, None
-        for name in path.split("/"):
-            if not name:
-                continue
-            if spot is not None:
-                parent = spot.prefix
-            spot = self._step(parent, name)
-        return spot
+        above, _, name = path.rstrip("/").rpartition("/")
+        return self._step(self._prefix_at(above), name) if name else None
+
+    def _prefix_at(self, path: str) -> str:
+        """The prefix that a path is as a directory. Remembered: each look at a file comes by its directory's path."""
+        prefix = self._prefixes.get(path)
+        if prefix is None:
+            spot = self.locate(path)
+            prefix = self.root if spot is None else spot.prefix
+            if names.SHORTENED not in path:  # what a shortened name stands for may change with its directory
+                if len(self._prefixes) >= REMEMBERED:
+                    self._prefixes.clear()
+                self._prefixes[path] = prefix
+        return prefix
 
     def lookup(self, path: str) -> Optional[Entry]:
         """What stands at a path, or None."""
@@ -349,6 +356,8 @@ class KVTree:
 
         :param at: only those at or below this prefix
         """
+        if not self._empty:
+            return []
         with self._lock:
             inside = [each for each in self._empty if each.startswith(at or prefix) and len(each) > len(prefix)]
         return list({each[: each.index("/", len(prefix)) + 1] for each in inside})
