@@ -390,7 +390,13 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
 
 def _stat(found: Attributes) -> Any:
-    """Attributes as C has them."""
+    """Attributes as C has them, to be copied."""
+    if found.packed is None:
+        found.packed = _packed(found)
+    return found.packed
+
+
+def _packed(found: Attributes) -> Any:
     out = mfusepy.c_stat()
     out.st_ino, out.st_mode, out.st_nlink = found.inode, found.mode, found.links
     out.st_size, out.st_uid, out.st_gid = found.size, found.uid, found.gid

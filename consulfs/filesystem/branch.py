@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
-from typing import NamedTuple, NoReturn, Optional
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, Optional
 
 from consulfs.errors import Unlogged
 from consulfs.store.locktable import Claim
@@ -14,9 +14,12 @@ NOW = -1
 """A time for utimens: the moment of the call."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attributes:
-    """What stat(2) tells; times in nanoseconds."""
+    """What stat(2) tells; times in nanoseconds. Not changed once it is made.
+
+    :ivar packed: what the binding has made of it: the next one who asks is given the same
+    """
 
     inode: int
     mode: int
@@ -26,6 +29,7 @@ class Attributes:
     links: int
     uid: int
     gid: int
+    packed: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import errno
 import logging
 import os
 import stat
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional, Union
 
-from consulfs.consulate import ConsulateException
+from consulfs.consulate import ConsulateException, Record
 from consulfs.errors import OutOfTime, Unlogged
 from consulfs.filesystem.branch import NOW, Attributes, Branch, Listed, Opened, Owner
-from consulfs.filesystem.kernel import Kernel
+from consulfs.filesystem.kernel import Kernel, Version, make_room
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
@@ -29,6 +29,23 @@ RENAME_NOREPLACE = 1
 
 REVISED_SECONDS = 1.0
 """For so long is asked whether an open file has changed; a program reads on in what it has where nobody answers."""
+
+MADE = 1 << 13
+"""Files whose attributes are remembered."""
+
+
+class _Made(NamedTuple):
+    """The attributes of a file, and what they were made of: they are the same while that is.
+
+    :ivar changes: so many times any of the times and the inode numbers had changed by then
+    """
+
+    record: Record
+    content: Union[bytes, bytearray]
+    changes: int
+    version: Version
+    attributes: Attributes
+
 
 # The kernel asks for these around every write, open and ls: the answer needs no look at the key.
 _NEVER_SET = ("security.", "system.", "trusted.")
@@ -76,6 +93,8 @@ class KVBranch(Branch):
         self._caller = caller
         self._expire = expire
         self._read_only = read_only
+        self._file_mode = stat.S_IFREG | (0o666 & ~owner.umask)
+        self._made: dict[str, _Made] = {}
         self._exclusive_at_close = exclusive_at_close
 
     # -- names and attributes --------------------------------------------------------------------------------
@@ -236,7 +255,8 @@ class KVBranch(Branch):
         handle = self._files.handle(fh)
         try:
             self._files.store_rest(handle)
-            self._locks.closed(handle)
+            if not self._locks.is_idle:
+                self._locks.closed(handle)
         finally:
             self._files.detach(handle)
 
@@ -260,7 +280,8 @@ class KVBranch(Branch):
         self._lock(self._files.handle(fh), LockOwner(True, owner), exclusive, start, end, wait, pid)
 
     def unlock_closed(self, fh: int, owner: int) -> None:
-        self._locks.release(self._files.handle(fh), LockOwner(True, owner), closing=True)
+        if not self._locks.is_idle:  # every close(2) comes here
+            self._locks.release(self._files.handle(fh), LockOwner(True, owner), closing=True)
 
     def getlk(self, fh: int, owner: int, exclusive: bool, start: int, end: int) -> Optional[Claim]:
         handle = self._files.handle(fh)
@@ -319,20 +340,26 @@ class KVBranch(Branch):
             mtime, ctime = self._times.get(entry.prefix)
             mode = stat.S_IFDIR | (0o777 & ~self._owner.umask)
             return self._stat(entry.prefix, mode, 0, mtime, ctime, links=2)
-        node, record = entry.node, entry.record
+        key, node, record = entry
+        content: Union[bytes, bytearray] = record.value if record is not None else b""
+        unsaved, version = False, None
         if node is not None:
             with node.state:
-                content, version = node.tell()
-                size, unsaved = len(content), node.unsaved
-        else:
-            size, unsaved = len(record.value) if record else 0, False
-            version = version_of(record)
-        self._kernel.tell(entry.key, version, path)
+                (content, version), unsaved = node.tell(), node.unsaved
         if unsaved or record is None:
-            mtime, ctime = self._times.get(entry.key)
-        else:
-            mtime, ctime = self._times.seen(entry.key, (record.value, record.flags))
-        return self._stat(entry.key, stat.S_IFREG | (0o666 & ~self._owner.umask), size, mtime, ctime)
+            self._kernel.tell(key, version, path)
+            mtime, ctime = self._times.get(key)
+            return self._stat(key, self._file_mode, len(content), mtime, ctime)
+        made = self._made.get(key)
+        changes = self._times.changes + self._inodes.changes
+        if made is None or made.record is not record or made.content is not content or made.changes != changes:
+            mtime, ctime = self._times.seen(key, (record.value, record.flags))
+            found = self._stat(key, self._file_mode, len(content), mtime, ctime)
+            made = _Made(record, content, changes, version_of(record), found)
+            make_room(self._made, MADE)
+            self._made[key] = made
+        self._kernel.tell(key, made.version if node is None else version, path)
+        return made.attributes
 
     def _attributes_of_handle(self, fh: int) -> Attributes:
         node = self._files.handle(fh).node

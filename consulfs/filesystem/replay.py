@@ -167,7 +167,8 @@ class Replay(Branch):
             if event.deed is not Deed.UNLINK:  # gone again: nobody is to see a file that never was
                 raise
         root = self._keys.getattr("/", None)
-        return replace(root, inode=root.inode + 1, mode=stat.S_IFREG | (root.mode & 0o666), size=event.size, links=1)
+        mode = stat.S_IFREG | (root.mode & 0o666)
+        return replace(root, inode=root.inode + 1, mode=mode, size=event.size, links=1, packed=None)
 
     def _directory(self, path: str) -> Attributes:
         try:

@@ -16,6 +16,7 @@ class Inodes:
     """Numbers by key; a directory's under its prefix.
 
     :param space: told apart from other spaces, where names are the same in several
+    :ivar changes: counts the renames
     """
 
     def __init__(self, space: str = "") -> None:
@@ -25,6 +26,7 @@ class Inodes:
         # take two files for one.
         self._moved: LRUCache[str, int] = LRUCache(1 << 16)
         self._fresh = itertools.count(1)
+        self.changes = 0
 
     def number(self, key: str) -> int:
         with self._lock:
@@ -35,6 +37,7 @@ class Inodes:
             number = self._moved.get(old) or self._hash(old)
             self._moved[new] = number
             self._moved[old] = self._hash(f"{old}\0{next(self._fresh)}")
+            self.changes += 1
 
     def _hash(self, text: str) -> int:
         digest = hashlib.blake2b((self._space + text).encode(), digest_size=8).digest()

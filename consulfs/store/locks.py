@@ -57,6 +57,11 @@ class Locks:
         self._ended = False
         posts.listen(on_lost=self._note_loss)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has locked anything, nor lost a lock."""
+        return not (self._posts or self._lost)
+
     # -- what programs ask for -------------------------------------------------------------------------------
 
     def acquire(self, handle: Handle, claim: Claim, blocking: bool) -> None:

@@ -167,7 +167,7 @@ class OpenFiles:
                 node = self._nodes[key] = Node(key, base, creation)
             node.handles.add(number)
             handle = self._handles[number] = Handle(number, node, opener, flags)
-        if base is not None:
+        if base is not None and node.base is not base:
             self.adopt(node, base)
         if flags & os.O_TRUNC:
             with node.state:
@@ -400,6 +400,8 @@ class OpenFiles:
         """A descriptor was closed: store, unless it is a shell that has not written yet."""
         handle.check()
         node = handle.node
+        if not node.unsaved:
+            return
         with node.state:
             if not node.owes(handle.number):
                 return
@@ -424,6 +426,8 @@ class OpenFiles:
     def store_rest(self, handle: Handle) -> None:
         """The last descriptor is gone: store what came after the last flush (mmap), or what that one left."""
         node = handle.node
+        if not node.unsaved:
+            return
         try:
             with node.state:
                 owes = node.owes(handle.number)

@@ -195,6 +195,9 @@ class Posts:
 
     # -- the table; these want the lock ----------------------------------------------------------------------
 
+    def __bool__(self) -> bool:
+        return bool(self._posts)
+
     def __iter__(self) -> Iterator[Post]:
         return iter(list(self._posts.values()))
 

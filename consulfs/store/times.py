@@ -21,13 +21,17 @@ shows the mount's time again; of the latter the one that was seen first, and a c
 
 
 class Times:
-    """Times by key, nanoseconds since 1970; a directory's under its prefix."""
+    """Times by key, nanoseconds since 1970; a directory's under its prefix.
+
+    :ivar changes: another number when any has changed
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._own: LRUCache[str, tuple[int, int]] = LRUCache(REMEMBERED)  # mtime and ctime, where not the mount's
         self._known: dict[str, int] = {}  # signatures: an int a name, for a walk sees them all
         self.start = time.time_ns()
+        self.changes = 0
 
     def seen(self, key: str, content: object) -> tuple[int, int]:
         """Consul holds this content now: (mtime, ctime).
@@ -41,14 +45,14 @@ class Times:
                 self._know(key, signature)
                 if known is not None:
                     now = time.time_ns()
-                    self._own[key] = now, now
+                    self._set(key, now, now)
             return self._get(key)
 
     def touch(self, key: str) -> None:
         """It changes or begins now; the next content seen is taken as that change."""
         now = time.time_ns()
         with self._lock:
-            self._own[key] = now, now
+            self._set(key, now, now)
             self._known.pop(key, None)
 
     def touch_now(self, key: str) -> None:
@@ -63,14 +67,14 @@ class Times:
         """A program sets the time of modification; None leaves it and sets the time of change alone."""
         now = time.time_ns()
         with self._lock:
-            self._own[key] = self._get(key)[0] if mtime is None else mtime, now
+            self._set(key, self._get(key)[0] if mtime is None else mtime, now)
 
     def stored(self, key: str, content: object) -> None:
         """This mount has stored this content: it is no news when it is read back."""
         now = time.time_ns()
         with self._lock:
             if key not in self._own and key not in self._known:
-                self._own[key] = now, now
+                self._set(key, now, now)
             self._know(key, hash(content))
 
     def rename(self, old: str, new: str) -> None:
@@ -81,7 +85,7 @@ class Times:
             if old in self._known:
                 self._know(new, self._known[old])
             self._forget(old)
-            self._own[new] = mtime, now
+            self._set(new, mtime, now)
 
     def forget(self, key: str) -> None:
         with self._lock:
@@ -93,11 +97,15 @@ class Times:
         own = self._own.get(key) if self._own else None
         return own or (self.start, self.start)
 
+    def _set(self, key: str, mtime: int, ctime: int) -> None:
+        self._own[key] = mtime, ctime
+        self.changes += 1
+
     def _know(self, key: str, signature: int) -> None:
         if len(self._known) >= REMEMBERED and key not in self._known:
             del self._known[next(iter(self._known))]
         self._known[key] = signature
 
     def _forget(self, key: str) -> None:
-        self._own.pop(key, None)
+        self.changes += self._own.pop(key, None) is not None
         self._known.pop(key, None)

@@ -175,7 +175,7 @@ class Watch:
         news = self._cache.take(self.level, answer, busy)
         if news is None:
             return self._vain.grow(), True
-        told, is_vain = self._tell(news, answer.without(busy).records), True
+        told = self._tell(news, answer.without(busy).records)
         if busy:
             self._turns.wait_free([self.prefix + name for name in busy], OWN_SECONDS)
             late = self._cache.settle(self.level, answer, busy)
@@ -184,11 +184,10 @@ class Watch:
             told |= self._tell(late, answer.of(busy).records)
         if not (self._is_whole or renewed):
             told |= self._look_again(answer.listing)
-            is_vain = len(self._cache.suspects(self.level, KNOWN_FILES)) < KNOWN_FILES
         if told:
             self._vain.reset()
             return 0.0, False
-        return self._vain.grow() if is_vain else VAIN[0], False
+        return self._vain.grow(), False
 
     def _begin_anew(self) -> None:
         """Consul's indexes have."""
