@@ -80,6 +80,34 @@ _mount: Optional[int] = None
 
 _thread = threading.local()
 
+
+def _keep_thread() -> None:
+    """Have Python know this thread of libfuse's until it ends.
+
+    ctypes makes a thread state for each callback on a thread that Python did not start, and drops it after that: an
+    mmap, a munmap and an interruption of the other processors a time, and all thread-locals anew. One that is held
+    once more than released stays (docs.python.org, c-api/init: PyGILState_Ensure).
+    """
+    _thread.is_kept = True
+    if threading.get_ident() != threading.main_thread().ident and not _at_thread_exit(_on_end, None, _MAIN_PROGRAM):
+        ctypes.pythonapi.PyGILState_Ensure()
+
+
+def _let_thread_go(_: Optional[int]) -> None:
+    """Called as the thread ends: what is left held then is this callback's own."""
+    ctypes.pythonapi.PyGILState_Release(0)  # PyGILState_LOCKED: it goes on holding the interpreter's lock
+
+
+_MAIN_PROGRAM = ctypes.c_void_p(1)
+"""An address that is in no library: whose destructor it is, which keeps that one from being unloaded."""
+
+_on_end = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_let_thread_go)
+
+# What C++ registers the destructors of thread_local objects with (glibc, also used by Rust's). A pthread key's would
+# come too late: Python's own key, by which it knows the thread, is cleared before it (glibc, nptl_deallocate_tsd.c).
+# Without it all goes on, only slower.
+_at_thread_exit = getattr(ctypes.CDLL(None), "__cxa_thread_atexit_impl", lambda *_: -1)
+
 WITHOUT_REQUEST = ("init_fuse_3", "destroy")
 
 OPERATIONS = (
@@ -191,6 +219,8 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         """Every callback runs through here: exceptions become errnos, and the log says what an errno cannot."""
+        if not getattr(_thread, "is_kept", False):
+            _keep_thread()
         try:
             _thread.in_request = func.__name__ not in WITHOUT_REQUEST
             self._fs.begin()
