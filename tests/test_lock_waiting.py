@@ -11,6 +11,7 @@ import pytest
 from support.agent import die_with_parent
 from support.errors import errno_of
 from support.locker import Locker, opened, waits_for_mount
+from support.mount import Mount
 from support.sessions import holder
 from support.waiting import until
 
@@ -221,3 +222,23 @@ def test_a_thousand_who_wait_stop_nobody_and_all_get_their_turn(mnt, curl, tmp_p
     until(lambda: holder(curl, "lock") is None)
     mnt.ok("flock -n lock true")
     assert (curl.get("lock"), curl.flags("lock")) == (b"value", 3)
+
+
+def test_the_threads_that_served_a_crowd_end_with_it(agent, curl):
+    """libfuse ends those that are idle, and each takes with it what Python knows of it."""
+    curl.put("f", b"text")
+    with Mount(agent.address) as mount:
+        for _ in range(3):
+            with Locker() as holder:
+                holder("open", 1, mount.path / "f")
+                holder("flock", 1, LOCK_EX)
+                crowd = [subprocess.Popen(["flock", "f", "true"], cwd=mount.path) for _ in range(150)]
+                until(lambda: threads_of(mount) >= 150)
+            assert [each.wait(60) for each in crowd] == [0] * 150
+            until(lambda: threads_of(mount) < 60)
+            assert mount.ok("cat f") == "text"
+    assert (mount.process.returncode, mount.log_text()) == (0, "")
+
+
+def threads_of(mount):
+    return len(os.listdir(f"/proc/{mount.process.pid}/task"))

@@ -30,7 +30,7 @@ RENAME_NOREPLACE = 1
 REVISED_SECONDS = 1.0
 """For so long is asked whether an open file has changed; a program reads on in what it has where nobody answers."""
 
-MADE = 1 << 13
+MADE = 1 << 11
 """Files whose attributes are remembered."""
 
 
