@@ -53,7 +53,7 @@ class Kernel:
         if self._attr_timeout:
             with self._lock:
                 path = path or self._told.get(key, (version, ""))[1]
-                make_room(self._told, TOLD)
+                _make_room(self._told, TOLD)
                 self._told[key] = version, path, time.monotonic(), True
 
     def is_behind(self, key: str, version: Version) -> bool:
@@ -80,7 +80,7 @@ class Kernel:
             before = self._sent_back.pop((path, caller), 0.0)
             if before + SENT_SECONDS > now:
                 return False
-            make_room(self._sent_back, TOLD)
+            _make_room(self._sent_back, TOLD)
             self._sent_back[path, caller] = now
             return True
 
@@ -94,7 +94,7 @@ class Kernel:
         """It opens a file; whether the pages that it has of it are those of this content."""
         with self._lock:
             kept = version is not None and self._pages.get(key) == (path, version)
-            make_room(self._pages, OPENED)
+            _make_room(self._pages, OPENED)
             self._pages[key] = path, version
             return kept
 
@@ -110,7 +110,7 @@ class Kernel:
             self._pages.pop(key, None)
 
 
-def make_room(table: dict[Any, Any], most: int) -> None:
+def _make_room(table: dict[Any, Any], most: int) -> None:
     """Forget what was entered first. Not least lately used: that would cost more than it saves, at every open."""
     if len(table) >= most:
         del table[next(iter(table))]

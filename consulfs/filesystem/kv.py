@@ -11,7 +11,7 @@ from typing import Callable, NamedTuple, Optional, Union
 from consulfs.consulate import ConsulateException, Record
 from consulfs.errors import OutOfTime, Unlogged
 from consulfs.filesystem.branch import NOW, Attributes, Branch, Listed, Opened, Owner
-from consulfs.filesystem.kernel import Kernel, Version, make_room
+from consulfs.filesystem.kernel import Kernel, Version
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
@@ -30,8 +30,8 @@ RENAME_NOREPLACE = 1
 REVISED_SECONDS = 1.0
 """For so long is asked whether an open file has changed; a program reads on in what it has where nobody answers."""
 
-MADE = 1 << 11
-"""Files whose attributes are remembered."""
+MADE, SMALL = 1 << 11, 1 << 12
+"""Files whose attributes are remembered, and the bytes that one may have: what they were made of is held, too."""
 
 
 class _Made(NamedTuple):
@@ -356,8 +356,10 @@ class KVBranch(Branch):
             mtime, ctime = self._times.seen(key, (record.value, record.flags))
             found = self._stat(key, self._file_mode, len(content), mtime, ctime)
             made = _Made(record, content, changes, version_of(record), found)
-            make_room(self._made, MADE)
-            self._made[key] = made
+            if len(content) <= SMALL:
+                if len(self._made) >= MADE:
+                    self._made.clear()
+                self._made[key] = made
         self._kernel.tell(key, made.version if node is None else version, path)
         return made.attributes
 
