@@ -256,10 +256,9 @@ def test_a_remote_change_is_seen_whatever_the_kernel_holds(agent, curl, gauge, s
         until(lambda: not quiet(gauge, lambda: program("look()")))
         for number in range(5):
             value = b"%d" % number * (number + 1)
-            begin = time.monotonic()
             curl.put(name, value)
+            # Before the kernel would ask by itself.
             until(lambda value=value: program("os.stat('t/d0000/k00003').st_size") == len(value), 25)
-            assert time.monotonic() - begin < 25  # far less than the kernel may hold it for
             assert program("look()") == (len(value), value)
         curl.delete(name)
         until(lambda: not program("os.path.exists('t/d0000/k00003')"), 25)

@@ -187,9 +187,7 @@ class KVBranch(Branch):
         try:
             handle = self._open(path, flags, pid)
         except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            if not self._kernel.send_back(path, pid):
+            if error.errno == errno.ESTALE and not self._kernel.send_back(path, pid):
                 raise OSError(errno.ENOENT, "deleted by another host, while the kernel looked") from error
             raise
         key = handle.node.key
@@ -255,8 +253,7 @@ class KVBranch(Branch):
         handle = self._files.handle(fh)
         try:
             self._files.store_rest(handle)
-            if not self._locks.is_idle:
-                self._locks.closed(handle)
+            self._locks.closed(handle)
         finally:
             self._files.detach(handle)
 

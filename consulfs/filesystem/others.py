@@ -149,4 +149,4 @@ class Others:
                 path, key = self._tree.path_in(news.prefix, name), news.prefix + name
                 replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
                 if deed is Deed.MKDIR:
-                    self.on_directory(news.prefix, news.prefix + name)
+                    self.on_directory(news.prefix, key)

@@ -123,14 +123,14 @@ class Backend:
         """Up to `BATCH` records in one request; what is missing or hidden is left out."""
         return self._read(lambda left: self._consul.kv.read_many(keys, consistency=self._consistency, timeout=left))
 
-    def level(self, prefix: str) -> tuple[list[str], int]:
-        """The same, and the index as of which they are; 0 where Consul tells none."""
-        names = self.names(prefix)
-        return names, self._consul.kv.meta.index or 0 if travels_in_url(prefix) or not prefix else 0
-
     def names(self, prefix: str) -> list[str]:
         """The keys and prefixes of one level."""
         return self._read(lambda left: self._consul.kv.names(prefix, "/", consistency=self._consistency, timeout=left))
+
+    def level(self, prefix: str) -> tuple[list[str], int]:
+        """The same, and the index as of which they are; 0 where Consul tells none."""
+        names = self.names(prefix)
+        return names, (self._consul.kv.meta.index or 0) if travels_in_url(prefix) else 0
 
     def tree(self, prefix: str) -> list[Record]:
         """Every record below a prefix."""

@@ -112,9 +112,10 @@ class Locks:
 
     def closed(self, handle: Handle) -> None:
         """A file description is closed: nothing is locked through it any more."""
+        if self.is_idle:
+            return
         with self._posts.lock:
-            if self._lost:
-                self._lost = {who: handles for who, handles in self._lost.items() if handles != {handle.number}}
+            self._lost = {who: handles for who, handles in self._lost.items() if handles != {handle.number}}
             self._close(self._posts.get(handle.node.key), handle)
 
     def conflict(self, handle: Handle, claim: Claim) -> Optional[Claim]:

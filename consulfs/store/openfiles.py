@@ -400,8 +400,6 @@ class OpenFiles:
         """A descriptor was closed: store, unless it is a shell that has not written yet."""
         handle.check()
         node = handle.node
-        if not node.unsaved:
-            return
         with node.state:
             if not node.owes(handle.number):
                 return
@@ -426,8 +424,6 @@ class OpenFiles:
     def store_rest(self, handle: Handle) -> None:
         """The last descriptor is gone: store what came after the last flush (mmap), or what that one left."""
         node = handle.node
-        if not node.unsaved:
-            return
         try:
             with node.state:
                 owes = node.owes(handle.number)

@@ -110,7 +110,7 @@ class Watches:
         slot = self._slots.get(prefix)
         if slot is not None:
             slot.used = time.monotonic()
-        elif travels_in_url(prefix) or not prefix:
+        elif travels_in_url(prefix):
             with self._lock:
                 if prefix in self._refused:
                     return

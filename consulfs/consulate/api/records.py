@@ -9,7 +9,6 @@ Source: https://www.consul.io/api-docs/kv
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from urllib.parse import quote
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 Known = Callable[[], Mapping[str, Record]]
 """Gives records by their keys."""
-
-NONE_KNOWN: Mapping[str, Record] = MappingProxyType({})
 
 TXN_BODY_LIMIT = 1 << 19
 """The bytes that Consul takes as a transaction's body unless limits.txn_max_req_len says otherwise."""
@@ -101,7 +98,7 @@ class Records(Endpoint):
         answer = self._by_url(prefix, lambda path: self._read(path, {"recurse": ""}, (404,), **query))
         if answer is None:
             return [record_of(entry) for entry in self.txn.execute([operation("get-tree", prefix)], **query)]
-        return _records(answer, known() if known is not None else {})
+        return _records(answer, known() if known is not None else None)
 
     def stream(self, prefix: str = "", **query: Unpack[Query]) -> Iterator[Record]:
         """As `tree`, one record after the other while the answer arrives: in bounded memory.
@@ -109,7 +106,7 @@ class Records(Endpoint):
         One answer of one request, so it is what the store held at one moment. The connection is held until the
         iterator is at its end or closed. A prefix that does not travel in a URL is read at once.
         """
-        if prefix and not (travels_in_url(prefix) and prefix.isascii()):
+        if not (travels_in_url(prefix) and prefix.isascii()):
             yield from self.tree(prefix, **query)
             return
         params = {"recurse": "", **self._options(query)}
@@ -173,7 +170,7 @@ class Records(Endpoint):
 
     def _by_url(self, key: str, ask: Callable[[str], Response]) -> Optional[Response]:
         """Ask with the key in the URL's path; None where it does not travel so."""
-        if key and not travels_in_url(key):
+        if not travels_in_url(key):
             return None
         try:
             return ask(_path(key))
@@ -197,17 +194,17 @@ def _is_nothing(answer: Response) -> bool:
     return True
 
 
-def _records(answer: Response, known: Mapping[str, Record] = NONE_KNOWN) -> list[Record]:
+def _records(answer: Response, known: Optional[Mapping[str, Record]] = None) -> list[Record]:
     if _is_nothing(answer):
         return []
     try:
-        return [_known(entry, known) or Record.of(entry) for entry in answer.as_list()]
+        return [(known and _known(entry, known)) or Record.of(entry) for entry in answer.as_list()]
     except ValueError as error:
         raise answer.bad("a list of records") from error
 
 
 def _known(entry: Any, known: Mapping[str, Record]) -> Optional[Record]:
-    record = known.get(str(entry.get("Key"))) if known and isinstance(entry, dict) else None
+    record = known.get(str(entry.get("Key"))) if isinstance(entry, dict) else None
     if record is None:
         return None
     indexes = (entry.get("CreateIndex"), entry.get("ModifyIndex"), entry.get("Session"))
