@@ -142,14 +142,39 @@ def test_a_live_watch_of_a_directory_that_is_not_empty_leads_on_to_it(cache):
     level = cache.watch("d/s/")
     cache.arm(level)
     key = record("d/s/x")
-    cache.take(level, Answer(11, Listing({"x"}), {"x": key}))
     assert not cache.leads_on("d/")
+    cache.take(level, Answer(11, Listing({"x"}), {"x": key}))
+    assert cache.leads_on("d/")
     cache.arm(level)
     assert cache.leads_on("d/")
     assert not cache.leads_on("e/")
     cache.take(level, Answer(12, Listing(), {}))
     cache.arm(level)
     assert not cache.leads_on("d/")
+
+
+def test_of_a_directory_and_the_one_above_it_that_counts_which_was_told_last(cache):
+    root, level = cache.watch(""), cache.watch("d/")
+    cache.arm(root)
+    cache.take(root, Answer(11, Listing({"other"}), {}))
+    cache.arm(root)
+    cache.arm(level)
+    cache.take(level, answer(12, record(index=12)))
+    assert cache.leads_on("d/")
+    cache.take(root, Answer(13, Listing({"other"}), {}))
+    cache.arm(root)
+    assert not cache.leads_on("d/")
+
+
+def test_a_directory_that_was_read_after_the_one_below_it_was_told_counts(cache):
+    level = cache.watch("d/")
+    cache.arm(level)
+    cache.take(level, answer(12, record(index=12)))
+    cache.arm(level)
+    cache.put_listing("", Listing({"other"}), cache.ticket(), 13)
+    assert not cache.leads_on("d/")
+    cache.put_listing("", Listing({"other"}), cache.ticket(), 11)
+    assert cache.leads_on("d/")
 
 
 def test_what_was_vouched_for_lives_on_when_nobody_watches_any_more(cache):

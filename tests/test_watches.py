@@ -82,10 +82,12 @@ def test_an_idle_mount_asks_nothing_but_its_watches(bending, watching, curl):
 def test_writes_elsewhere_cost_the_reader_nothing(agent, bending, watching, curl):
     fill(curl, ["far/quiet/f", "top", "busy/a"])
     path = watching.path / "far/quiet/f"
+    content(path)
+    until_watched(bending, "", "far/", "far/quiet/")  # later the root's query waits for moments only
 
     def attempt():
         content(path)
-        until_watched(bending, "", "far/", "far/quiet/")
+        until_watched(bending, "far/", "far/quiet/")
         time.sleep(2)  # until the root is told of every second or so
         start = busy.done
         with bending.counting() as count:

@@ -147,6 +147,9 @@ class Others:
                     continue  # it came back, or went again: there is news of that to come
                 deed = directory if is_directory else file
                 path, key = self._tree.path_in(news.prefix, name), news.prefix + name
-                replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
+                if deed is Deed.UNLINK:
+                    replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
+                else:
+                    replay.repeat(deed, path)
                 if deed is Deed.MKDIR:
                     self.on_directory(news.prefix, key)

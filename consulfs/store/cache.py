@@ -205,10 +205,14 @@ class Cache:
             return sorted(listing.files), sorted(listing.directories), listing.marker
 
     def leads_on(self, prefix: str) -> bool:
-        """Whether a watch says that there are keys below a prefix, whatever is known of the directory above it."""
+        """Whether a watch says that there are keys below a prefix, and nothing newer is known of the directory above it.
+
+        Each directory is told by itself: of a key that comes with its directory, the key may be told first.
+        """
         with self._lock:
+            above_it = self._as_of_index(above(prefix)[0])
             return any(
-                level.live and level.is_certain and level.listing and watched.startswith(prefix)
+                watched.startswith(prefix) and level.told > above_it and self._listing(watched)
                 for watched, level in self._levels.items()
             )
 
@@ -426,6 +430,16 @@ class Cache:
         if found is not None and self._is_true(prefix, found.asked):
             return found.listing
         return None
+
+    def _as_of_index(self, prefix: str) -> int:
+        """Consul's index of what is known of a directory's names; 0 where that is nothing."""
+        level, known = self._levels.get(prefix), self._listing(prefix)
+        if known is None:
+            return 0
+        if level is not None and known is level.listing:
+            return level.told
+        found = self._listings.get(prefix)
+        return found.as_of if found is not None else 0
 
     def _list(self, prefix: str, listing: Listing, asked: float, index: int = 0) -> None:
         level = self._levels.get(prefix)

@@ -134,7 +134,7 @@ class Level:
     :ivar since: when the last change was told: what was asked for before it is old, unless it bears that index
     :ivar answered: when a query that waited was: what was true until then is as good as asked for then
     :ivar armed: when the last query was sent
-    :ivar listing: None as long as no answer has told it
+    :ivar listing: None as long as no answer has told it; `told` is the index of the one that did
     :ivar same: the names of files that the last answer has shown to be as they were known; `vouched` tells when
     :ivar listed: when that was so; it counts if that is after `since` and after `doubt`
     :ivar known: by name, the index and the signature of each file whose content the watchers know
@@ -154,14 +154,13 @@ class Level:
         # What this mount has done since the query was sent: the index of what it wrote (None: unknown), and deletes.
         self._made: dict[str, Optional[int]] = {}
         self._gone: set[str] = set()
-        # As of which answer the listing is, but for these names, which are still to be settled.
-        self._told = 0
-        self._busy: set[str] = set()
+        self.told = 0
+        self._busy: set[str] = set()  # names which the last answer has still to settle
 
     def begin(self, listing: Listing, index: int, asked: float) -> None:
         """Its names were read just now, as of an index: what changes after that is news."""
         self.listing = Listing(set(listing.files), set(listing.directories), listing.marker)
-        self.index = self._told = index
+        self.index = self.told = index
         self.since = self.listed = asked
 
     def arm(self, now: float, waits: bool = True) -> None:
@@ -180,7 +179,7 @@ class Level:
         """Whether an answer from after a store of this mount was told before the store's own, without that name."""
         if self.listing is None or name in self.listing or name in self._busy:
             return False
-        return record.modify_index is not None and record.modify_index < self._told
+        return record.modify_index is not None and record.modify_index < self.told
 
     def wrote(self, name: str, record: Record) -> None:
         """This mount has stored a key here, or below the directory of that name."""
@@ -249,7 +248,7 @@ class Level:
         if news is None:
             self.listing = None if first else self.listing
             return None
-        self.listed, self._told, self._busy = now, answer.index, set(busy)
+        self.listed, self.told, self._busy = now, answer.index, set(busy)
         return replace(news, made=frozenset()) if first else news
 
     def settle(self, answer: Answer, names: Collection[str]) -> Optional[News]:
@@ -328,5 +327,5 @@ class Level:
 
     def forget(self) -> None:
         """Consul's indexes have begun anew: none that is known says anything of those to come."""
-        self.live, self.index, self.before, self._told = False, 0, 0, 0
+        self.live, self.index, self.before, self.told = False, 0, 0, 0
         self.known = {name: (0, mark) for name, (_, mark) in self.known.items()}

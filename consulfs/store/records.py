@@ -101,8 +101,10 @@ class Records:
         self._times.seen(prefix, (tuple(files), tuple(directories)))
 
     def is_surely_directory(self, prefix: str) -> bool:
-        """Whether a watch says that there are keys below, where the listing that would show it is not known."""
-        return self.cache.peek(above(prefix)[0]) is None and self.cache.leads_on(prefix)
+        """Whether a watch says that there are keys below, where the listing that is known does not show it."""
+        parent, component = above(prefix)
+        known = self.cache.peek(parent)
+        return (known is None or component not in known.directories) and self.cache.leads_on(prefix)
 
     def expect_scan(self, prefix: str, listing: Listing, files: list[str], looks: bool) -> None:
         """A program has read this directory: it may well look at each file next (`ls -l`, `tar`, `rsync`).
