@@ -12,8 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Callable
 
-from rows import read_file
-from stage import Failed, Raw
+from stage import Failed, Raw, read_file
 
 LIMIT = 5
 """Seconds after which a change that is not seen will not be."""

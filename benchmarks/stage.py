@@ -34,6 +34,9 @@ LIMIT, LONGEST = 60, 1800
 
 PR_SET_PDEATHSIG = 1
 
+MOST = 512 << 10
+"""Bytes of a value: Consul takes no more."""
+
 _libc = ctypes.CDLL(None)
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CONSUL_")}
@@ -264,6 +267,15 @@ def seconds_of(call: Call) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
+
+
+def read_file(path: str) -> bytes:
+    """A file of the trees, whole."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, MOST)
+    finally:
+        os.close(file)
 
 
 def each_of(call: Call, count: int) -> float:

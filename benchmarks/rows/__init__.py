@@ -14,7 +14,7 @@ from typing import Callable
 
 from counting import Requests, Tally
 from report import Allowed, Result
-from stage import Call, Stage
+from stage import MOST, Call, Stage
 from trees import Tree
 
 Row = Callable[[Stage], Result]
@@ -24,7 +24,7 @@ Prepare = Callable[[Path], Call]
 
 SMALL, DEEP = Tree(2, 10), Tree(10, 1000)
 
-LARGE = b"x" * (512 << 10)
+LARGE = b"x" * MOST
 
 ROUNDS, COLD_ROUNDS = 15, 3
 
@@ -65,14 +65,6 @@ def settle(call: Call) -> None:
     call()
     time.sleep(SETTLED)
     call()
-
-
-def read_file(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(file, len(LARGE))
-    finally:
-        os.close(file)
 
 
 _numbers = itertools.count()

@@ -9,10 +9,10 @@ from typing import Callable
 
 from counting import Requests
 from report import MICROSECONDS, SECONDS, THROUGHPUT, Allowed, Goal, Result
-from stage import Call, Failed, Stage, Words, each_of, run, seconds_of, take_turns
+from stage import Call, Failed, Stage, Words, each_of, read_file, run, seconds_of, take_turns
 from trees import ROOT, Tree
 
-from rows import COLD_ROUNDS, DEEP, LARGE, NOTHING, ROUNDS, SMALL, Prepare, over, read_file, row, settle
+from rows import COLD_ROUNDS, DEEP, LARGE, NOTHING, ROUNDS, SMALL, Prepare, over, row, settle
 
 WIDE = Tree(1000, 100)
 

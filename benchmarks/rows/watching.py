@@ -12,10 +12,10 @@ from typing import Callable
 
 from latency import Watch, delay_of, fresh_read, inotify, raw_wait
 from report import MICROSECONDS, MILLISECONDS, PERCENT, Goal, Result
-from stage import COMMAND, Call, Mount, Raw, Stage, each_of, take_turns
+from stage import COMMAND, Call, Mount, Raw, Stage, each_of, read_file, take_turns
 from trees import Tree
 
-from rows import DEEP, NOTHING, ROUNDS, content, over, read_file, row, settle
+from rows import DEEP, NOTHING, ROUNDS, content, over, row, settle
 from rows.writing import look
 
 MANY = Tree(32, 100)

@@ -205,7 +205,7 @@ class Cache:
             return sorted(listing.files), sorted(listing.directories), listing.marker
 
     def leads_on(self, prefix: str) -> bool:
-        """Whether a watch says that there are keys below a prefix, and nothing newer is known of the directory above it.
+        """Whether a watch says that there are keys below a prefix, and nothing newer is known of the one above it.
 
         Each directory is told by itself: of a key that comes with its directory, the key may be told first.
         """
