@@ -21,8 +21,9 @@ IN_MODIFY, IN_CLOSE_WRITE = 0x2, 0x8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-Watch = Callable[[Event, bytes], None]
-"""Sets the event when it watches; returns when it has seen the value."""
+Watch = Callable[[Event, bytes], float]
+"""Sets the event when it watches; returns the moment, by perf_counter, at which it has seen the value. What it closes
+after that does not count: the kernel takes tens of milliseconds to end an inotify instance (synchronize_srcu)."""
 
 
 def delay_of(watch: Watch, change: Callable[[bytes], None]) -> float:
@@ -31,8 +32,7 @@ def delay_of(watch: Watch, change: Callable[[bytes], None]) -> float:
     armed, seen = Event(), [0.0]
 
     def watching() -> None:
-        watch(armed, value)
-        seen[0] = time.perf_counter()
+        seen[0] = watch(armed, value)
 
     thread = Thread(target=watching, daemon=True)
     thread.start()
@@ -50,12 +50,13 @@ def delay_of(watch: Watch, change: Callable[[bytes], None]) -> float:
 def raw_wait(port: int, folder: str) -> Watch:
     """A blocking query on a directory."""
 
-    def watch(armed: Event, value: bytes) -> None:
+    def watch(armed: Event, value: bytes) -> float:
         with Raw(port) as raw:
             _, index = raw.get(f"{folder}/?keys&separator=/")
             armed.set()
             while raw.get(f"{folder}/?keys&separator=/&index={index}&wait={LIMIT}s")[1] == index:
                 pass
+            return time.perf_counter()
 
     return watch
 
@@ -63,11 +64,12 @@ def raw_wait(port: int, folder: str) -> Watch:
 def fresh_read(path: Path) -> Watch:
     """A program that opens and reads a file twice a millisecond."""
 
-    def watch(armed: Event, value: bytes) -> None:
+    def watch(armed: Event, value: bytes) -> float:
         end = time.monotonic() + 2 * LIMIT
         while read_file(str(path)) != value and time.monotonic() < end:
             armed.set()
             time.sleep(0.0005)
+        return time.perf_counter()
 
     return watch
 
@@ -75,7 +77,7 @@ def fresh_read(path: Path) -> Watch:
 def inotify(path: Path) -> Watch:
     """A program that is told by the kernel, and then reads."""
 
-    def watch(armed: Event, value: bytes) -> None:
+    def watch(armed: Event, value: bytes) -> float:
         os.listdir(path.parent)
         number = _libc.inotify_init1(os.O_CLOEXEC)
         try:
@@ -86,7 +88,8 @@ def inotify(path: Path) -> Watch:
             while time.monotonic() < end:
                 told = select.select([number], [], [], 0.1)[0] and path.name in _names(os.read(number, 65536))
                 if told and read_file(str(path)) == value:
-                    return
+                    break
+            return time.perf_counter()
         finally:
             os.close(number)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.inotify import ALL, Told, Watcher
+from support.inotify import ALL, DELETE_SELF, Told, Watcher
 from support.mount import COMMAND, Mount
 from support.program import Program
 from support.waiting import until
@@ -123,19 +123,48 @@ def test_what_changes_at_once_is_told_each_once(mnt, watcher, curl):
     assert told.events() == ["DELETE d/c", "DELETE d/d", *made("d/x"), *made("d/y"), *written("d/a"), *written("d/b")]
 
 
-def test_a_directory_that_is_deleted_whole(mnt, watcher, curl):
-    put_many(curl, ["d/a", "d/b", "d/sub/x", "d/sub/y", "e/a"])
-    told = Told(watcher, curl)
-    watcher.add("d").add("d/sub")
-    assert curl("DELETE", "kv/d/?recurse")[0] == 200
-    events = told.events()
-    assert events.count("DELETE|ISDIR d") == 1
-    events = [event for event in events if "IGNORED" not in event]
-    assert set(events) <= {
-        "DELETE|ISDIR d",
-        "DELETE|ISDIR d/sub",
-        *(f"DELETE d/{name}" for name in ("a", "b", "sub/x", "sub/y")),
-    }
+@pytest.mark.parametrize("keys", [["d/k"], ["d/a", "d/b", "d/sub/x", "d/sub/y", "d/sub/deep/z"]], ids=["one", "tree"])
+def test_a_directory_that_is_deleted_whole(mnt, watcher, curl, keys):
+    """Each name is told in its directory before that goes, and who waits for a file or a directory itself is told."""
+    folders = sorted({key.rpartition("/")[0] for key in keys})
+    for _ in range(4):
+        put_many(curl, [*keys, "e/a"])
+        for folder in folders:
+            until((mnt.path / folder).is_dir)
+            Told(watcher, curl, folder)
+            watcher.heard.clear()
+        root = Told(watcher, curl)
+        with Watcher(mnt.path, DELETE_SELF) as selves:
+            for path in (*keys, *folders):
+                selves.add(path)
+            assert curl("DELETE", "kv/d/?recurse")[0] == 200
+            events = [event for event in root.events() if "IGNORED" not in event]
+            for path in (*keys, *folders):
+                selves.wait(f"DELETE_SELF {path}")
+        gone = [f"DELETE {key}" for key in keys] + [f"DELETE|ISDIR {folder}" for folder in folders]
+        assert sorted(events) == sorted(gone)
+        for event in events:
+            parent = f"DELETE|ISDIR {event.split()[1].rpartition('/')[0]}"
+            assert parent not in events or events.index(event) < events.index(parent), events
+
+
+def test_a_directory_that_comes_and_goes_with_its_only_key(mnt, watcher, curl):
+    """Whatever is told first by Consul: the directory, or the key in it."""
+    put_many(curl, ["d/k", "e/a"])
+    root, inner = Told(watcher, curl), Told(watcher, curl, "d")
+    for beacon in inner.beacons:
+        curl.delete(beacon)
+    watcher.wait(f"DELETE {inner.beacons[-1]}")
+    root.events()
+    for number in range(8):
+        curl.delete("d/k")
+        assert [event for event in root.events() if "IGNORED" not in event] == ["DELETE d/k", "DELETE|ISDIR d"]
+        curl.put("d/k", b"%d" % number)
+        assert root.events() == ["CREATE|ISDIR d"]
+        watcher.add("d")
+        curl.put("d/k", b"newer")
+        watcher.wait("CLOSE_WRITE d/k")
+        assert root.events() == written("d/k")
 
 
 NAMES = ["a b", "line\nbreak", "tab\tname", "schlüssel", "日本語", "emoji 🎉", "-dash", "100%", "a%2Fb", "'\"\\"]

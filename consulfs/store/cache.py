@@ -372,6 +372,37 @@ class Cache:
             self._learn(level, news, records, self._as_of(ticket.moment, now))
             return news, records
 
+    def spread(self, level: Level, news: News, busy: Collection[str] = ()) -> list[News]:
+        """What a directory's news says of others under watch, to be told before it, in this order.
+
+        Each directory is told by itself, sooner or later. But one that is gone has nothing in it; and one that has
+        something in it is there, as are those above it.
+
+        :param busy: the keys and prefixes below at which this mount works: told when it is done with them
+        """
+        with self._lock:
+            gone = tuple(level.prefix + name for name in news.gone if name.endswith("/"))
+            below = [each for each in self._levels.values() if gone and each.prefix.startswith(gone)]
+            told = []
+            for each in sorted(below, key=lambda one: len(one.prefix), reverse=True):
+                at_work = Listing.below(each.prefix, [key for key in busy if key.startswith(each.prefix)])
+                emptied = each.goes_with(level.index, at_work.names())
+                if emptied:
+                    self._learn(each, emptied, {}, 0.0)
+                    told.append(emptied)
+            told += self._leading_to(level) if level.listing else []
+            self.version += bool(told)
+            return told
+
+    def _leading_to(self, level: Level) -> list[News]:
+        """Of the directories above one that is there, down to it."""
+        found, prefix = [], level.prefix
+        while prefix:
+            prefix, component = above(prefix)
+            if prefix in self._levels:
+                found.append(self._levels[prefix].comes_with(f"{component}/", level.index))
+        return [each for each in reversed(found) if each]
+
     def known_files(self, level: Level) -> dict[str, Record]:
         """The records of a directory's files, by key, as far as its watchers know them too."""
         with self._lock:

@@ -44,7 +44,11 @@ class Listing:
     @classmethod
     def below(cls, prefix: str, keys: Iterable[str]) -> Listing:
         """From all keys below a prefix, at whatever depth."""
-        return cls.of(prefix, {key[: key.find("/", len(prefix)) + 1] or key for key in keys})
+        at = len(prefix)
+        names = [key[at:] for key in keys]
+        files = {name for name in names if "/" not in name}
+        directories = {name[: name.index("/")] for name in names if "/" in name}
+        return cls(files - {MARKER}, directories, MARKER in files)
 
     def names(self) -> set[str]:
         """All names, each as the level has it."""
@@ -156,6 +160,7 @@ class Level:
         self._gone: set[str] = set()
         self.told = 0
         self._busy: set[str] = set()  # names which the last answer has still to settle
+        self._void = 0  # as of which index there was nothing, by what the directory above told
 
     def begin(self, listing: Listing, index: int, asked: float) -> None:
         """Its names were read just now, as of an index: what changes after that is news."""
@@ -258,7 +263,7 @@ class Level:
         made, gone, changed = set(), set(), set()
         for name in names:
             there, here = name in answer.listing, self.listing is not None and name in self.listing
-            if there and not here:
+            if there and not here and answer.index >= self._void:
                 made.add(name)
             elif here and not there and (self._made.get(name) or 0) <= answer.index:
                 gone.add(name)
@@ -278,6 +283,28 @@ class Level:
         # Stored without an index, and the answer may be from before that: another value, or none.
         shows = name in answer.records or name not in answer.listing
         return shows and name in self._made and self._made[name] is None
+
+    def comes_with(self, name: str, index: int) -> Optional[News]:
+        """A watch below tells that a directory is there, as of an index; here it may be told later.
+
+        :param name: ends in "/"
+        """
+        if self.listing is None or name in self.listing or name in self._gone or self.told >= index:
+            return None
+        self._made[name] = index  # what was asked for before it says nothing against it
+        self._enter(name, True)
+        return News(self.prefix, made=frozenset({name}))
+
+    def goes_with(self, index: int, busy: Collection[str]) -> Optional[News]:
+        """A watch above tells that the directory is gone, as of an index: so is all that was in it.
+
+        :param busy: as for `take`
+        """
+        if self.listing is None or self.told >= index:
+            return None
+        news = self.settle(Answer(index, Listing(), {}), self.listing.names() - set(busy))
+        self._void = self._void if news is None else index
+        return news
 
     def is_of_before(self, records: Mapping[str, Record], index: int) -> bool:
         """Whether one of some records, as of an index, is older than it was known to be before that index.
@@ -327,5 +354,5 @@ class Level:
 
     def forget(self) -> None:
         """Consul's indexes have begun anew: none that is known says anything of those to come."""
-        self.live, self.index, self.before, self.told = False, 0, 0, 0
+        self.live, self.index, self.before, self.told, self._void = False, 0, 0, 0, 0
         self.known = {name: (0, mark) for name, (_, mark) in self.known.items()}

@@ -93,6 +93,7 @@ class Watch:
     """The watch of one directory.
 
     :param consul: a client with connections of its own
+    :param order: held from when news is taken until it is told, so that all watches' news is told in one order
     :ivar used: when a program last used the directory
     :ivar busy_until: when Consul is done with the query under way, whether or not somebody waits for it
     """
@@ -106,6 +107,7 @@ class Watch:
         consistency: str,
         listeners: Sequence[Listener],
         waited_for: Waited,
+        order: threading.Lock,
         wait: float = WAIT,
     ) -> None:
         self.level = level
@@ -119,6 +121,7 @@ class Watch:
         self._consistency = consistency
         self._listeners = listeners
         self._waited_for = waited_for
+        self._order = order
         self._longest_wait = wait
         self._ended = threading.Event()
         self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
@@ -172,16 +175,18 @@ class Watch:
         differing = self._cache.differing(self.level, answer)
         busy = {key[len(self.prefix) :] for key in self._turns.taken(self.prefix + name for name in differing)}
         busy |= Listing.below(self.prefix, self._turns.taken_below(self.prefix)).names()
-        news = self._cache.take(self.level, answer, busy)
+        with self._order:
+            news = self._cache.take(self.level, answer, busy)
+            told = news is not None and self._tell(news, answer.without(busy).records)
         if news is None:
             return self._vain.grow(), True
-        told = self._tell(news, answer.without(busy).records)
         if busy:
             self._turns.wait_free([self.prefix + name for name in busy], OWN_SECONDS)
-            late = self._cache.settle(self.level, answer, busy)
+            with self._order:
+                late = self._cache.settle(self.level, answer, busy)
+                told |= late is not None and self._tell(late, answer.of(busy).records)
             if late is None:
                 return self._vain.grow(), True
-            told |= self._tell(late, answer.of(busy).records)
         if not (self._is_whole or renewed):
             told |= self._look_again(answer.listing)
         if told:
@@ -196,10 +201,15 @@ class Watch:
 
     def _tell(self, news: News, records: Mapping[str, Record]) -> bool:
         """Tell the listeners; whether there is news."""
+        for each in self._cache.spread(self.level, news, self._turns.taken_below(self.prefix)):
+            self._tell_one(each, {})
         if news or news.anew or records:
-            for listener in self._listeners:
-                listener(news, records)
+            self._tell_one(news, records)
         return bool(news)
+
+    def _tell_one(self, news: News, records: Mapping[str, Record]) -> None:
+        for listener in self._listeners:
+            listener(news, records)
 
     # -- questions -------------------------------------------------------------------------------------------
 
@@ -237,7 +247,8 @@ class Watch:
                 return self._tell_compared(loaded, ticket)
         told = False
         suspects = self._cache.suspects(self.level, KNOWN_FILES)
-        waited_for = self._waited_for(self.prefix, listing.files)
+        # Whom the kernel tells is found out by looking at all processes: not for nothing.
+        waited_for = self._waited_for(self.prefix, listing.files) if listing.files else None
         if waited_for is not None:
             first = listing.files if len(listing.files) <= KNOWN_FILES else waited_for
             keys = dict.fromkeys([self.prefix + name for name in sorted(first)] + suspects)
@@ -276,4 +287,5 @@ class Watch:
     def _here(self, records: Iterable[Record]) -> dict[str, Record]:
         """Those that stand in the directory itself, by name."""
         at = len(self.prefix)
-        return {record.key[at:]: record for record in records if "/" not in record.key[at:]}
+        named = [(record.key[at:], record) for record in records]
+        return {name: record for name, record in named if "/" not in name}

@@ -1,6 +1,7 @@
 """Which directories are under watch: those that programs use, as many as there are slots.
 
-Owner of the slots and of the directories that wait for one: `Watches._lock`, never held across a request.
+Owner of the slots and of the directories that wait for one: `Watches._lock`, never held across a request. What the
+watches tell, one after the other, is told under `Watches._order`; who is told asks nothing and waits for nobody.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Watches:
         self._listeners: list[Listener] = []
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._order = threading.Lock()
         self._slots: dict[str, Watch] = {}
         self._left: list[float] = []  # when Consul is done with the queries of watches that have ended
         self._wanted: OrderedDict[str, _Want] = OrderedDict()
@@ -199,6 +201,7 @@ class Watches:
             self._consistency,
             self._listeners,
             self._waited_for,
+            self._order,
             self._wait,
         )
         thread = threading.Thread(target=self._run, args=(watch,), name=f"watch {prefix}", daemon=True)

@@ -32,6 +32,8 @@ ALL = 0xFFF
 CHANGES = sum(mask for mask, name in NAMES.items() if name in {"MODIFY", "CLOSE_WRITE", "CREATE", "DELETE"})
 """What others can do to a directory and its files."""
 
+DELETE_SELF = 0x400
+
 WRITTEN = ["MODIFY", "CLOSE_WRITE"]
 """What a changed value or changed flags are told as."""
 

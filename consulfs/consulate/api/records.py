@@ -207,8 +207,12 @@ def _known(entry: Any, known: Mapping[str, Record]) -> Optional[Record]:
     record = known.get(str(entry.get("Key"))) if isinstance(entry, dict) else None
     if record is None:
         return None
-    indexes = (entry.get("CreateIndex"), entry.get("ModifyIndex"), entry.get("Session"))
-    return record if indexes == (record.create_index, record.modify_index, record.session) else None
+    is_same = (
+        record.modify_index == entry.get("ModifyIndex")
+        and record.create_index == entry.get("CreateIndex")
+        and record.session == entry.get("Session")
+    )
+    return record if is_same else None
 
 
 def record_of(entry: Mapping[str, Any], value: Optional[bytes] = None) -> Record:

@@ -1,0 +1,105 @@
+"""Where the time of an operation goes: the processor time of all who take part in it. One table.
+
+    python benchmarks/shares.py
+
+Much of it overlaps: the programs, the daemon and Consul run beside each other, and the kernel releases a file while the
+program goes on. "kernel" is the time of the daemon inside system calls, and that of the kernel on its behalf.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from rows import DEEP, ROUNDS, SMALL, settle, write_file
+from rows.writing import FOLDER, look
+from stage import Call, Mount, Stage, family, read_file, run
+from trees import ROOT
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Shares(NamedTuple):
+    """Seconds, in the order of the columns."""
+
+    wall: float
+    python: float
+    kernel: float
+    program: float
+    consul: float
+
+    def __sub__(self, other: Shares) -> Shares:
+        return Shares(*(mine - theirs for mine, theirs in zip(self, other)))
+
+
+def main() -> None:
+    with Stage() as stage:
+        print(f"| an operation, us | {' | '.join(Shares._fields)} |\n|---|{'---|' * len(Shares._fields)}", flush=True)
+        for name, tree, works in (("open + read + close", SMALL, opens), ("create + write + close", SMALL, creates)):
+            with stage.consulfs(tree) as mount, stage.floor(tree) as floor:
+                settle(partial(look, mount.path / FOLDER))
+                show(name, "consulfs", works(mount))
+                show(name, "floor", works(floor))
+        for who in ("consulfs", "floor"):
+            show("tar, a file", who, [archive(stage, who) for _ in range(5)])
+
+
+def opens(mount: Mount) -> list[Shares]:
+    call = partial(read_file, str(mount.path / SMALL.first))
+    return [of_each(mount, call, 2000) for _ in range(ROUNDS)]
+
+
+def creates(mount: Mount) -> list[Shares]:
+    numbers = itertools.count()
+
+    def call() -> None:
+        write_file(f"{mount.path}/{FOLDER}/share{next(numbers)}", os.O_CREAT | os.O_TRUNC)
+
+    return [of_each(mount, call, 200) for _ in range(ROUNDS)]
+
+
+def archive(stage: Stage, who: str) -> Shares:
+    with stage.consulfs(DEEP) if who == "consulfs" else stage.floor(DEEP) as mount:
+        return of_each(mount, lambda: run(["tar", "c", "-C", mount.path, ROOT], stage.output), 1, len(DEEP))
+
+
+def of_each(mount: Mount, call: Call, count: int, files: int = 1) -> Shares:
+    """What one of many calls in a row takes, or one of the files of a single one."""
+    before = now(mount)
+    for _ in range(count):
+        call()
+    return Shares(*(each / count / files for each in now(mount) - before))
+
+
+def now(mount: Mount) -> Shares:
+    daemon = [sum(each) / TICK for each in zip(*map(ticks, family(mount.process.pid)))]
+    consuls = [pid for pid in family(os.getpid()) if Path(f"/proc/{pid}/comm").read_text() == "consul\n"]
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Shares(
+        time.perf_counter(),
+        daemon[0],
+        daemon[1],
+        sum(each.ru_utime + each.ru_stime for each in own),
+        sum(sum(ticks(pid)) for pid in consuls) / TICK,
+    )
+
+
+def ticks(pid: int) -> tuple[int, int]:
+    """User's and system's, of proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]), int(fields[12])
+
+
+def show(work: str, who: str, shares: list[Shares]) -> None:
+    medians = [statistics.fmean(sorted(each)[1:-1]) for each in zip(*shares)]
+    print(f"| {work}, {who} | {' | '.join(f'{each * 1e6:.0f}' for each in medians)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
