@@ -234,3 +234,70 @@ def test_the_files_that_may_have_changed_are_those_known_as_of_before():
     cache.take(level, Answer(12, Listing({"a", "b", "c"}), {}))
     assert cache.suspects(level, 9) == ["d/b", "d/a"]
     assert cache.suspects(level, 1) == ["d/b"]
+
+
+def same(index, *names):
+    """An answer that shows files to be as they were known."""
+    return Answer(index, Listing(set(names)), {}, frozenset(names))
+
+
+def test_a_slow_answer_is_not_vouched_for_by_what_was_said_of_a_newer_record():
+    cache = Cache(2 * ENTRY_COST, FOREVER)
+    level = cache.watch("d/")
+    slow = cache.ticket()
+    cache.arm(level)
+    cache.take(level, answer(12, record(index=12)))
+    cache.arm(level)
+    cache.take(level, same(13, "a"))
+    cache.arm(level)
+    assert cache.record("d/a").modify_index == 12
+    for other in "bc":
+        cache.put(f"e/{other}", record(f"e/{other}"), cache.ticket())
+    assert cache.last("d/a") is None  # there was no room for it
+    cache.put("d/a", record(index=11), slow)
+    assert cache.record("d/a") is None
+
+
+def test_what_an_answer_vouched_for_does_not_outlive_the_next_one(cache):
+    level = cache.watch("d/")
+    cache.arm(level)
+    cache.take(level, answer(12, record(index=11), record("d/b", index=12)))
+    cache.arm(level)
+    cache.take(level, same(13, "a", "b"))
+    cache.arm(level)
+    assert cache.record("d/a").modify_index == 11
+    cache.removed("d/b")
+    # From before or after that? It is asked for anew; but "a" has changed, in any case.
+    assert cache.take(level, answer(14, record(index=14), record("d/b", index=12))) is None
+    cache.arm(level)
+    assert cache.record("d/a") is None
+
+
+def test_a_name_that_comes_is_not_missing_any_more(cache):
+    level = cache.watch("d/")
+    for index, names in ((11, {"b"}), (12, {"a", "b"})):
+        cache.put("d/a", MISSING, cache.ticket())
+        cache.arm(level)
+        cache.take(level, Answer(index, Listing(names), {}))
+    cache.arm(level)
+    assert cache.record("d/a") is None
+
+
+def test_a_file_that_was_made_and_at_which_nobody_has_looked_is_told_when_it_changes(cache):
+    level = cache.watch("d/")
+    for index, names in ((11, {"b"}), (12, {"a", "b"}), (13, {"a", "b"})):
+        cache.arm(level)
+        news = cache.take(level, Answer(index, Listing(names), {}))
+        assert news.made == ({"a"} if index == 12 else set())
+    news, _ = cache.compare(level, {"a": record(index=13)}, cache.ticket())
+    assert news.changed == {"a"}
+
+
+def test_a_store_from_after_an_answer_says_nothing_of_indexes_that_go_back(cache):
+    level = cache.watch("d/")
+    cache.arm(level)
+    cache.take(level, answer(12, record(index=12)))
+    cache.arm(level)
+    cache.stored(record(value=b"y", index=15))
+    assert not cache.is_of_before(level, {"a": record(index=12)}, 14)
+    assert cache.is_of_before(level, {"a": record(index=12)}, 15)
