@@ -127,6 +127,24 @@ def test_every_read_of_keys_says_how_it_is_to_be_answered(agent, curl, gauge, mo
     assert any(mode_of(each) == mode for each in seen)
 
 
+@pytest.mark.parametrize(
+    ("mode", "asked"), [("stale", "default"), ("default", "default"), ("consistent", "consistent")]
+)
+def test_what_a_watch_has_told_of_is_read_as_a_leader_has_it(agent, curl, gauge, mode, asked):
+    """Nobody looks meanwhile: what is read is read by the watch of a directory that is told by its names."""
+    for name in ("f", "g", "sub/h"):
+        curl.put(f"t/d/{name}", b"old")
+    with Mount(gauge.address, f"consistency={mode},virtual=hidden,timeout=30") as mount:
+        mount.ok("cat t/d/f t/d/g")
+        until(lambda: any(seen.is_watch and "/t/d/?" in seen.path for seen in list(gauge.requests)))
+        time.sleep(SETTLED)
+        start = len(gauge.requests)
+        curl.put("t/d/f", b"new")
+        found = until(lambda: [seen for seen in gauge.requests[start:] if seen.verbs])
+        assert {mode_of(seen) for seen in found} == {asked}, found
+        until(lambda: mount.ok("cat t/d/f") == "new")
+
+
 def kind(seen) -> str:
     if seen.verbs:
         return "many"
