@@ -204,6 +204,24 @@ def test_an_older_snapshot_is_restored(tmp_path, writes_at_once):
             until_vouched(proxy, mount.path / "big/f")
 
 
+def test_an_older_snapshot_is_restored_where_nothing_is_watched(tmp_path):
+    """An open file goes back with the cluster: a majority of the servers says so."""
+    with Agent(keeps_data=True) as own, Mount(own.address, "cache=ttl,virtual=hidden,timeout=20") as mount:
+        curl = Curl(own.url)
+        snapshot = [consul_command(), "snapshot", "save", f"-http-addr={own.address}", str(tmp_path / "snapshot")]
+        curl.put("d/f", b"old")
+        subprocess.run(snapshot, check=True, capture_output=True, timeout=60)
+        curl.put("d/f", b"newer")
+        with opened(mount.path / "d/f") as file:
+            assert file() == b"newer"
+            snapshot[2] = "restore"
+            subprocess.run(snapshot, check=True, capture_output=True, timeout=60)
+            until(lambda: file() == b"old")
+            sees(mount.path / "d/f", b"old", {"f"})
+            curl.put("d/f", b"after")
+            until(lambda: file() == b"after")
+
+
 # -- the network --------------------------------------------------------------------------------------------------
 
 PAGE = b"<html><body>Welcome</body></html>"
