@@ -16,6 +16,7 @@ FLOORS = {
     "processes": 1,
     "repeater": 2,
     "source": 1,
+    "threads": 1,
     "store": 2,
     "tree": 3,
     "filesystem": 4,

@@ -56,7 +56,7 @@ class KVBranch(Branch):
 
     :param kernel: what the kernel was told
     :param caller: tells for which program's thread the present operation is
-    :param expire: has it forget what it holds of open files; returns when it has
+    :param expire: has it forget what it holds of open files, one of which was locked; returns when it has
     :param has_locks: whether flock and fcntl can lock a file
     :param has_sessions: whether a key can end with this mount
     """
@@ -73,7 +73,7 @@ class KVBranch(Branch):
         owner: Owner,
         kernel: Kernel,
         caller: Callable[[], int],
-        expire: Callable[[list[Node]], None],
+        expire: Callable[[list[Node], Node], None],
         read_only: bool = False,
         exclusive_at_close: bool = False,
         has_locks: bool = True,
@@ -247,7 +247,12 @@ class KVBranch(Branch):
         self._files.flush(self._files.handle(fh), pid)
 
     def fsync(self, fh: int) -> None:
-        self._files.fsync(self._files.handle(fh))
+        handle = self._files.handle(fh)
+        merges = handle.node.merges
+        self._files.fsync(handle)
+        if handle.node.merges != merges:
+            # The kernel has the size that it reckoned, and would cut what the program has just stored.
+            self._expire([handle.node], handle.node)
 
     def release(self, fh: int) -> None:
         handle = self._files.handle(fh)
@@ -298,7 +303,7 @@ class KVBranch(Branch):
         self._locks.acquire(handle, Claim(owner, exclusive, handle.number, pid, start, end), wait)
         held = self._files.held_by_kernel()
         if held:
-            self._expire(held)
+            self._expire(held, handle.node)
 
     # -- extended attributes ---------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Callable, Optional
 
+from consulfs import threads
 from consulfs.consulate import Record
 from consulfs.filesystem.kernel import Kernel
-from consulfs.filesystem.notices import Notices
+from consulfs.filesystem.notices import Notices, wait_for
 from consulfs.filesystem.replay import Replay
 from consulfs.repeater import Deed
 from consulfs.store.levels import MARKER, News
@@ -24,8 +25,15 @@ ATTEMPTS = 8
 UNASKED_SECONDS = 0.1
 """After so long a file of another size is shown to those who do not ask for its size: by a memory map."""
 
-LOCK_SECONDS = 2.0
-"""For so long a program that took a lock waits until the kernel has forgotten what may be old."""
+LOCK_SECONDS, LOCKED_SECONDS = 2.0, 60.0
+"""For so long a program that took a lock waits until the kernel has forgotten what may be old of other files, and of
+the locked one: longer than a READ of it takes, for whose end the kernel waits."""
+
+FORGOTTEN_SECONDS = 1.0
+"""After so long inotify tells of a change though the kernel still has old content: some program's READ is stuck."""
+
+REPEATED = "inotify"
+"""What is repeated, all in one order: a topic by itself, since those of files and directories begin with a slash."""
 
 
 class Others:
@@ -54,33 +62,47 @@ class Others:
     def __call__(self, news: News, records: Mapping[str, Record]) -> None:
         """Called by the thread of a watch."""
         changed = self._files.heed(news, records)
-        if news or changed:
-            self._notices.post(lambda: self._announce(news, changed))
+        if not (news or changed):
+            return
+        forgotten = [self._about(node, partial(self._let_go, node)) for node in changed]
+        names = news.changed - {node.key[len(news.prefix) :] for node in changed}
+        if names or news.made or news.gone:
+            forgotten.append(self._notices.post(f"/{news.prefix}", lambda: self._announce(news, names)))
+        # What is gone is not forgotten, but by the replay: of a name without attributes the kernel asks for these, is
+        # told ENOENT, and so says `echo > key`, which would create it (open(2) checks the rights first; measured).
+        replay = self.replay
+        if replay is not None and news:
+            self._notices.post(REPEATED, lambda: self._repeat(replay, news, forgotten))
 
-    def expire(self, nodes: list[Node]) -> None:
-        """What the kernel holds of files that are open may be old: a lock was taken. Returns when it is forgotten."""
+    def expire(self, nodes: list[Node], locked: Node) -> None:
+        """What the kernel holds of files that are open may be old: a lock was taken. Returns when it is forgotten.
+
+        :param nodes: with the one that was locked
+        """
         # Not ended by a signal: its program has the lock by now.
-        self._notices.post(lambda: self._forget_open(nodes)).wait(LOCK_SECONDS)
+        forgotten = {node: self._about(node, partial(self._forget_open, node)) for node in nodes}
+        if not wait_for(forgotten.values(), LOCK_SECONDS) and locked in forgotten:
+            forgotten[locked].wait(LOCKED_SECONDS)
 
     def refresh(self, node: Node) -> None:
         """A store has brought another content than its program wrote: others had changed the file, too."""
-        self._notices.post(lambda: self._forget_open([node]))
+        self._about(node, partial(self._forget_open, node))
 
-    # -- on the thread of the notices ------------------------------------------------------------------------
+    def _about(self, node: Node, notice: Callable[[], object]) -> threading.Event:
+        """Have something done about an open file."""
+        return self._notices.post(f"/{node.key}", notice)
 
-    def _announce(self, news: News, changed: list[Node]) -> None:
-        for node in changed:
-            self._let_go(node)
-        directory = self._tree.path_of_directory(news.prefix)
-        for name in news.changed - {node.key[len(news.prefix) :] for node in changed}:
+    # -- on the threads of the notices -----------------------------------------------------------------------
+
+    def _announce(self, news: News, changed: Iterable[str]) -> None:
+        """
+        :param changed: the names of those that are not open
+        """
+        for name in changed:
             self._forget(news.prefix + name)
         if news.made or news.gone:
             self._tree.renamed_by_others(news.prefix)
-            self._notices.invalidate(directory)
-        # What is gone is not forgotten, but by the replay: of a name without attributes the kernel asks for these, is
-        # told ENOENT, and so says `echo > key`, which would create it (open(2) checks the rights first; measured).
-        if self.replay is not None:
-            self._repeat(self.replay, news)
+            self._notices.invalidate(self._tree.path_of_directory(news.prefix))
 
     def _forget(self, key: str) -> None:
         begin = time.monotonic()
@@ -110,13 +132,12 @@ class Others:
             with self._lock:
                 self._unasked.append(node)
                 is_first = len(self._unasked) == 1
-            if is_first:
-                timer = threading.Timer(UNASKED_SECONDS, self._notices.post, [self._show_unasked])
-                timer.daemon = True
-                timer.start()
+            if is_first and threads.begin("unasked", self._show_unasked) is None:
+                self._show_unasked()
 
     def _show_unasked(self) -> None:
-        """Whoever reads a file by read(2) has asked for its size by now; a memory map never does."""
+        """Whoever reads a file by read(2) has asked for its size by then; a memory map never does."""
+        time.sleep(UNASKED_SECONDS)
         with self._lock:
             nodes, self._unasked = self._unasked, []
         for node in nodes:
@@ -125,16 +146,19 @@ class Others:
                 if is_unasked:
                     node.show()
             if is_unasked:
-                self._forget(node.key)
+                self._about(node, partial(self._forget, node.key))
 
-    def _forget_open(self, nodes: Iterable[Node]) -> None:
-        for node in nodes:
-            self._forget(node.key)
-            with node.state:
-                node.show()
-            self._forget(node.key)  # what was read in between was shown as it had been told before
+    def _forget_open(self, node: Node) -> None:
+        self._forget(node.key)
+        with node.state:
+            node.show()
+        self._forget(node.key)  # what was read in between was shown as it had been told before
 
-    def _repeat(self, replay: Replay, news: News) -> None:
+    def _repeat(self, replay: Replay, news: News, forgotten: Iterable[threading.Event]) -> None:
+        """
+        :param forgotten: who is told of a change is to read what it was changed to
+        """
+        wait_for(forgotten, FORGOTTEN_SECONDS)
         for names, file, directory in (
             (news.gone, Deed.UNLINK, Deed.RMDIR),
             (news.made, Deed.CREATE, Deed.MKDIR),

@@ -114,6 +114,7 @@ class Node:
         self.asked = False  # the kernel was told of what is held
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
         self.outdated = False  # another host may have changed it before a lock was taken here
+        self.merges = 0  # how often a store has brought what others had written
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
 
     @property
@@ -260,7 +261,9 @@ class Node:
         self.creation = None
         self.in_flight, self.sealed, self.doubts = [], 0, []
         self.rebase(record)
-        return self.content is not content and self.content != content
+        has_merged = self.content is not content and self.content != content
+        self.merges += has_merged
+        return has_merged
 
     def rebase(self, record: Record) -> None:
         """Go on from a newer record, with what is unsaved."""

@@ -362,7 +362,7 @@ class OpenFiles:
         if node.outdated and not node.gone:
             self.revise(node)
             with node.state:
-                node.show_resembling()
+                node.let_go()
 
     def revise(self, node: Node) -> None:
         """Go on from what Consul has, as far as that may be newer."""
