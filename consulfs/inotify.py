@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable, Optional
 
+from consulfs import threads
 from consulfs.mounts import mounted_at
 
 _WATCH = re.compile(r"^inotify wd:\S+ ino:([0-9a-f]+) sdev:([0-9a-f]+)", re.MULTILINE)
@@ -41,13 +42,17 @@ class Watched:
     def inodes(self) -> frozenset[int]:
         """Their inode numbers."""
         with self._lock:
-            if self._device is None:
-                mounted = mounted_at(self._mountpoint)
-                self._device = mounted.device if mounted is not None else None
-            if self._device is not None and time.monotonic() - self._looked > MOMENT:
-                self._inodes = frozenset(inode for inode, device in _watches() if device == self._device)
-                self._looked = time.monotonic()
+            with contextlib.suppress(OSError):  # no file can be opened just now: as they were
+                self._look()
             return self._inodes
+
+    def _look(self) -> None:
+        if self._device is None:
+            mounted = mounted_at(self._mountpoint)
+            self._device = mounted.device if mounted is not None else None
+        if self._device is not None and time.monotonic() - self._looked > MOMENT:
+            self._inodes = frozenset(inode for inode, device in _watches() if device == self._device)
+            self._looked = time.monotonic()
 
 
 class Glance:
@@ -81,8 +86,7 @@ class Glance:
             with self._lock:
                 self._again = True
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._look, name="glance", daemon=True)
-                    self._thread.start()
+                    self._thread = threads.begin("glance", self._look)
 
     def _look(self) -> None:
         while True:

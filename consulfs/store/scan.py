@@ -13,8 +13,10 @@ import contextlib
 import logging
 import threading
 from bisect import bisect_left
+from functools import partial
 from typing import Optional
 
+from consulfs import threads
 from consulfs.consulate import ConsulateException
 from consulfs.errors import OutOfTime
 from consulfs.store.backend import BATCH, Backend
@@ -121,7 +123,9 @@ class Scan:
             if self._coming != (0, 0):
                 return False
             self._coming = (at, end)
-        threading.Thread(target=self._ahead, args=(at, end, whole), name="read-ahead", daemon=True).start()
+        if threads.begin("read-ahead", partial(self._ahead, at, end, whole)) is None:
+            self._arrived((0, 0))
+            return False
         return True
 
     def _ahead(self, at: int, end: int, whole: bool) -> None:

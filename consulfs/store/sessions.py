@@ -14,6 +14,7 @@ import logging
 import threading
 from typing import Callable, NoReturn, Optional
 
+from consulfs import threads
 from consulfs.consulate import ConsulateException, UnknownSession
 from consulfs.errors import Interrupted, OutOfTime, Unlogged
 from consulfs.store.backend import Backend, Uncertain
@@ -81,12 +82,15 @@ class KeptSession:
         """The session's ID; it is made where there is none.
 
         :raises Forbidden: the token may make none
-        :raises OSError: ENOLCK where no node of the datacenter can have one
+        :raises OSError: ENOLCK where no node of the datacenter can have one, or nobody can renew it
         """
         with self._changed:
             self._patience.wait(self._changed, lambda: not self._making)
             if self._id is not None:
                 return self._id
+            self._keeper = self._keeper or threads.begin("session", self._keep)
+            if self._keeper is None:
+                raise Unlogged(errno.ENOLCK, "nobody to renew a session")
             self._making = self._used = True
         made = None
         try:
@@ -96,9 +100,6 @@ class KeptSession:
                 self._making = False
                 self._id = made
                 self._changed.notify_all()
-                if made is not None and self._keeper is None:
-                    self._keeper = threading.Thread(target=self._keep, name="session", daemon=True)
-                    self._keeper.start()
         return made
 
     def check(self, session: str) -> None:

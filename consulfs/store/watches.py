@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from typing import Callable, NamedTuple, Optional
 
 from cachetools import TTLCache
 
+from consulfs import threads
 from consulfs.consulate import Consul, Forbidden
 from consulfs.consulate.api.records import travels_in_url
 from consulfs.store.cache import Cache
@@ -116,9 +118,10 @@ class Watches:
             with self._lock:
                 if prefix in self._refused:
                     return
-                is_new = prefix not in self._wanted
+                is_new = prefix not in self._wanted or self._keeper is None
                 now = time.monotonic()
-                self._wanted[prefix] = _Want(now if is_new else self._wanted[prefix].first, now)
+                first = self._wanted[prefix].first if prefix in self._wanted else now
+                self._wanted[prefix] = _Want(first, now)
                 self._wanted.move_to_end(prefix)
                 if len(self._wanted) > 2 * self._most:
                     self._wanted.popitem(last=False)
@@ -141,8 +144,7 @@ class Watches:
 
     def _begin(self) -> None:
         if self._keeper is None and not self._ended:
-            self._keeper = threading.Thread(target=self._keep, name="watches", daemon=True)
-            self._keeper.start()
+            self._keeper = threads.begin("watches", self._keep)
 
     def _keep(self) -> None:
         """Give slots to those that want one. Sleeps while nobody does."""
@@ -153,18 +155,27 @@ class Watches:
                 if self._ended:
                     return
             time.sleep(MOMENT)  # a program that looks at a directory may list it next: its watch goes on from there
-            with self._lock:
-                for prefix in [each for each, want in self._wanted.items() if want.is_over or each in self._slots]:
-                    del self._wanted[prefix]
-                wanted = list(reversed(self._wanted.items()))
-                is_full = len(self._slots) >= self._most
-            chosen = next((prefix for prefix, want in wanted if not is_full or self._deserves(prefix, want)), None)
-            if chosen is None or (is_full and not self._make_room()):
+            try:
+                has_given = self._give_one()
+            except Exception as error:  # there is no other keeper: files, memory or threads may be there again later
+                log.warning("no directory can be watched: %s", error)
+                has_given = False
+            if not has_given:
                 time.sleep(STAY / 4)
-                continue
-            with self._lock:
-                self._wanted.pop(chosen, None)
-            self._start(chosen)
+
+    def _give_one(self) -> bool:
+        """Whether somebody got a slot."""
+        with self._lock:
+            for prefix in [each for each, want in self._wanted.items() if want.is_over or each in self._slots]:
+                del self._wanted[prefix]
+            wanted = list(reversed(self._wanted.items()))
+            is_full = len(self._slots) >= self._most
+        chosen = next((prefix for prefix, want in wanted if not is_full or self._deserves(prefix, want)), None)
+        if chosen is None or (is_full and not self._make_room()):
+            return False
+        with self._lock:
+            self._wanted.pop(chosen, None)
+        return self._start(chosen)
 
     def _deserves(self, prefix: str, want: _Want) -> bool:
         """Whether another's watch may end for it: who goes through many directories comes to none a second time."""
@@ -191,11 +202,11 @@ class Watches:
                 return True
         return False
 
-    def _start(self, prefix: str) -> None:
-        level = self._cache.watch(prefix)
+    def _start(self, prefix: str) -> bool:
+        client = self._client()
         watch = Watch(
-            level,
-            self._client(),
+            self._cache.watch(prefix),
+            client,
             self._cache,
             self._turns,
             self._consistency,
@@ -204,13 +215,17 @@ class Watches:
             self._order,
             self._wait,
         )
-        thread = threading.Thread(target=self._run, args=(watch,), name=f"watch {prefix}", daemon=True)
         with self._lock:
             if self._ended:
-                return
+                return False
             self._slots[prefix] = watch
-            self._threads = [each for each in self._threads if each.is_alive()] + [thread]
-            thread.start()
+            thread = threads.begin(f"watch {prefix}", partial(self._run, watch))
+            if thread is not None:
+                self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+        if thread is None:
+            self._drop(watch)
+            watch.end()
+        return thread is not None
 
     def _run(self, watch: Watch) -> None:
         try:
