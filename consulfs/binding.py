@@ -362,9 +362,10 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def write(self, path: Optional[bytes], buffer: Any, size: int, offset: int, info: Any) -> int:
         fields = info.contents
-        # A page of a memory map has its place, whatever the descriptor was opened with.
-        append = bool(fields.flags & os.O_APPEND) and not fields.writepage
-        return self._fs.write(fields.fh, ctypes.string_at(buffer, size), offset, append)
+        data = ctypes.string_at(buffer, size)
+        if fields.writepage:  # it has its place, whatever the descriptor was opened with
+            return self._fs.write_page(fields.fh, data, offset)
+        return self._fs.write(fields.fh, data, offset, bool(fields.flags & os.O_APPEND))
 
     def truncate_fuse_3(self, path: Optional[bytes], size: int, info: Any) -> None:
         self._fs.truncate(None if path is None else _name(path), size, _handle(info), _pid())

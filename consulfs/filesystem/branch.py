@@ -128,6 +128,10 @@ class Branch:
     def write(self, fh: int, data: bytes, offset: int, append: bool) -> int:
         refuse_change()
 
+    def write_page(self, fh: int, page: bytes, offset: int) -> int:
+        """A part of a file that a program has changed in memory, with what stands around it."""
+        refuse_change()
+
     def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
         refuse_change()
 

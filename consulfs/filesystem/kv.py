@@ -231,6 +231,11 @@ class KVBranch(Branch):
         self._kernel.forget(handle.node.key)
         return self._files.write(handle, data, offset, append)
 
+    def write_page(self, fh: int, page: bytes, offset: int) -> int:
+        handle = self._files.handle(fh)
+        self._kernel.forget(handle.node.key)
+        return self._files.write_page(handle, page, offset)
+
     def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
         self._check_writable()
         if fh is not None:

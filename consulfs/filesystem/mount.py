@@ -190,6 +190,10 @@ class Filesystem:
         branch, number = self._held(fh)
         return branch.write(number, data, offset, append)
 
+    def write_page(self, fh: int, page: bytes, offset: int) -> int:
+        branch, number = self._held(fh)
+        return branch.write_page(number, page, offset)
+
     def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
         if fh is not None:
             branch, number = self._held(fh)

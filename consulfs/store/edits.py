@@ -56,6 +56,24 @@ def apply(content: bytearray, change: Change) -> None:
     content[offset : offset + len(change.data)] = change.data
 
 
+def differing(content: Union[bytes, bytearray], offset: int, page: bytes) -> list[Write]:
+    """What was changed in a page that was filled with a content, and zeros behind it: the rest is not written."""
+    old = bytes(content[offset : offset + len(page)]).ljust(len(page), b"\0")
+    found: list[Write] = []
+    step = 64
+    for start in range(0, len(page), step):
+        if page[start : start + step] == old[start : start + step]:
+            continue
+        for at in range(start, min(start + step, len(page))):
+            if page[at] == old[at]:
+                continue
+            if found and found[-1].offset + len(found[-1].data) == offset + at:
+                found[-1].data.append(page[at])
+            else:
+                found.append(Write(offset + at, bytearray(page[at : at + 1])))
+    return found
+
+
 def replay(value: bytes, edits: Iterable[Edit]) -> bytearray:
     """The content that edits make of a value."""
     content = bytearray(value)

@@ -110,6 +110,8 @@ class Node:
         # What programs read until the kernel has been told the size of another content; None: that is this one.
         self.shown: Optional[Union[bytes, bytearray]] = None
         self.shown_version: Optional[tuple[int, int]] = None
+        # What the kernel's pages were filled with, where that is another content; None: with this one.
+        self.mapped: Optional[Union[bytes, bytearray]] = None
         self.held = False  # what is shown goes on being so, whoever asks, until the kernel has been made to forget
         self.asked = False  # the kernel was told of what is held
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
@@ -151,7 +153,7 @@ class Node:
 
     def let_go(self) -> None:
         """The kernel has forgotten it: who asks next is told of the content as it is."""
-        self.held = False
+        self.held, self.mapped = False, None
         self.show_resembling()
 
     def show_resembling(self) -> None:
@@ -218,6 +220,7 @@ class Node:
             if self.base is None or self.base.value != record.value:
                 if self.shown is None and self.base is not None:
                     self.shown, self.shown_version = self.content, version_of(self.base)
+                self.mapped = self.content if self.mapped is None else self.mapped
                 self.content = record.value
             self.base = record
 
@@ -262,7 +265,9 @@ class Node:
         self.in_flight, self.sealed, self.doubts = [], 0, []
         self.rebase(record)
         has_merged = self.content is not content and self.content != content
-        self.merges += has_merged
+        if has_merged:
+            self.merges += 1
+            self.mapped = content if self.mapped is None else self.mapped
         return has_merged
 
     def rebase(self, record: Record) -> None:

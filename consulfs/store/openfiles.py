@@ -253,7 +253,19 @@ class OpenFiles:
         with node.state:
             content = node.content if node.shown is None else node.shown
             node.asked = True
+            node.mapped = node.mapped if node.held else None
             return bytes(content[offset : offset + size])
+
+    def write_page(self, handle: Handle, page: bytes, offset: int) -> int:
+        """Change the content as a memory map was changed, of which the kernel tells whole pages: what others did to the
+        rest of a page stays."""
+        node = handle.node
+        with node.state:
+            for change in edits.differing(node.content if node.mapped is None else node.mapped, offset, page):
+                self._admit(handle, change.offset + len(change.data))
+                node.change(handle.number, change)
+                self._touch(node)
+        return len(page)
 
     def write(self, handle: Handle, data: bytes, offset: int, append: bool) -> int:
         """Change the content in memory.
