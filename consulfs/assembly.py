@@ -155,7 +155,9 @@ class Assembly:
         patience, options = self._patience, self._options
         times, inodes, flags = Times(), Inodes(space), FlagMemory()
         lifetime = 0.0 if options["cache"] == "off" else LIFETIME
-        cache = self._caches[f"keys {space}".rstrip()] = Cache(options["cache_size"], lifetime)
+        cache = self._caches[f"keys {space}".rstrip()] = Cache(
+            options["cache_size"], lifetime, options["consistency"] == "stale"
+        )
         turns = Turns(patience)
         records = Records(backend, cache, times, binding.caller)
         files = OpenFiles(backend, records, patience, turns, times, inodes, flags)

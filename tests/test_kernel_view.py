@@ -59,10 +59,15 @@ def test_pages_are_kept_from_one_open_to_the_next_of_the_same_content_and_path()
 
 def test_the_files_that_are_remembered_are_bounded():
     kernel = Kernel(1e9)
-    for number in range(module.TOLD + 1):
+    assert not kernel.is_behind("never told", 2)
+    for number in range(module.TOLD):
         kernel.tell(f"{number}", 1)
+    kernel.tell("0", 2)  # the last one now
+    assert not kernel.is_behind("never told", 2)
+    kernel.tell("another", 1)
+    assert kernel.is_behind("1", 1)  # whatever it was told, nobody knows
     assert not kernel.is_behind("0", 2)
-    assert kernel.is_behind(f"{module.TOLD}", 2)
+    assert kernel.is_behind("another", 2)
     for number in range(module.OPENED + 1):
         kernel.opens("/", f"{number}", 1)
     assert not kernel.opens("/", "0", 1)

@@ -263,7 +263,7 @@ class Model:
         if first:
             assert not news.made
             self.believed = set(self.level.listing.names()) if self.level.listing is not None else None
-            self.contents = {name: mark for name, (_, mark) in self.level.known.items() if name in records}
+            self.contents = {name: known.signature for name, known in self.level.known.items() if name in records}
             return
         assert not news.made & news.gone
         for name in news.made:
@@ -287,7 +287,7 @@ class Model:
                 assert not mine or not all(mine), f"this mount has made {name!r}"
         for name in news.made | news.changed:
             if name in records:
-                self.contents[name] = self.level.known[name][1]
+                self.contents[name] = self.level.known[name].signature
 
     # -- this mount ------------------------------------------------------------------------------------------
 

@@ -12,9 +12,12 @@ Owner: `Kernel._lock`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
+
+T = TypeVar("T")
 
 Version = Optional[tuple[int, int]]
 """Which content: see `store.node.version_of`; None where it is not stored, or nobody knows."""
@@ -42,6 +45,7 @@ class Kernel:
         # Of which path, when, and whether it has not forgotten it since.
         self._told: dict[str, tuple[Version, str, float, bool]] = {}
         self._renamed = 0.0
+        self._forgotten = -math.inf  # when it was told of the last one of which that is no longer remembered
         self._pages: dict[str, tuple[str, Version]] = {}
         self._sent_back: dict[tuple[str, int], float] = {}
 
@@ -52,14 +56,16 @@ class Kernel:
         """
         if self._attr_timeout:
             with self._lock:
-                path = path or self._told.get(key, (version, ""))[1]
-                _make_room(self._told, TOLD)
+                before = self._told.pop(key, None)
+                path = path or (before[1] if before is not None else "")
+                forgotten = _make_room(self._told, TOLD)
+                self._forgotten = forgotten[2] if forgotten is not None else self._forgotten
                 self._told[key] = version, path, time.monotonic(), True
 
     def is_behind(self, key: str, version: Version) -> bool:
         """Whether it takes the attributes of another content as true."""
         with self._lock:
-            told, _, moment, stands = self._told.get(key, (version, "", 0.0, False))
+            told, _, moment, stands = self._told.get(key, (None, "", self._forgotten, True))
             return stands and told != version and moment + self._attr_timeout > time.monotonic()
 
     def loses(self, key: str, path: str = "") -> bool:
@@ -110,7 +116,6 @@ class Kernel:
             self._pages.pop(key, None)
 
 
-def _make_room(table: dict[Any, Any], most: int) -> None:
+def _make_room(table: dict[Any, T], most: int) -> Optional[T]:
     """Forget what was entered first. Not least lately used: that would cost more than it saves, at every open."""
-    if len(table) >= most:
-        del table[next(iter(table))]
+    return table.pop(next(iter(table))) if len(table) >= most else None

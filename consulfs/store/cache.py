@@ -57,6 +57,7 @@ class Ticket(NamedTuple):
 class _Entry(NamedTuple):
     known: Known
     asked: float
+    lags: bool = False  # it was read from a server that may be behind: the next change is none of it
 
 
 class _Listed(NamedTuple):
@@ -93,13 +94,15 @@ class Cache:
 
     :param size: bytes of records
     :param lifetime: seconds for which an answer is true; 0: only what a watch vouches for, or nothing
+    :param lags: whether what is read may come from a server that lags behind: then no watch vouches for it
     :ivar version: another one when a name has come or gone: what was concluded from listings is to be concluded anew
     """
 
-    def __init__(self, size: int, lifetime: float = LIFETIME) -> None:
+    def __init__(self, size: int, lifetime: float = LIFETIME, lags: bool = False) -> None:
         self._lock = threading.Lock()
         self.limit = size
         self.lifetime = lifetime
+        self._lags = lags
         self._records: OrderedDict[str, _Entry] = OrderedDict()
         self.size = 0
         self._listings: LRUCache[str, _Listed] = LRUCache(MOST_LISTED, getsizeof=_names_in)
@@ -121,7 +124,7 @@ class Cache:
         """The record, MISSING where Consul has none, None where nothing is known."""
         with self._lock:
             entry = self._records.get(key)
-            if entry is not None and self._is_true(key[: key.rfind("/") + 1], entry.asked, entry.known, key):
+            if entry is not None and self._is_true(key[: key.rfind("/") + 1], entry.asked, entry, key):
                 self._records.move_to_end(key)
                 self.hits += 1
                 return entry.known
@@ -141,7 +144,7 @@ class Cache:
             if (
                 entry is None
                 or not isinstance(entry.known, Record)
-                or not self._is_true(prefix, entry.asked, entry.known, key)
+                or not self._is_true(prefix, entry.asked, entry, key)
                 or self._listing(prefix) is None
             ):
                 return None
@@ -163,11 +166,11 @@ class Cache:
             asked = ticket.moment
             if entry is not None and not newer and (_is_newer(entry.known, known) or entry.asked > asked):
                 # A server that lags behind the one that was asked before, or a slower answer than that one's.
-                if self._is_true(prefix, entry.asked, entry.known, key):
+                if self._is_true(prefix, entry.asked, entry, key):
                     return entry.known
                 if entry.asked > asked:
                     return known
-            self._keep(key, known, asked)
+            self._keep(key, known, asked, self._lags)
             level = self._levels.get(prefix)
             if level is not None and isinstance(known, Record):
                 level.learn(name, known)
@@ -407,9 +410,9 @@ class Cache:
         """The records of a directory's files, by key, as far as its watchers know them too."""
         with self._lock:
             found = {}
-            for name, (index, _) in level.known.items():
+            for name, known in level.known.items():
                 entry = self._records.get(level.prefix + name)
-                if entry is not None and isinstance(entry.known, Record) and entry.known.modify_index == index:
+                if entry is not None and isinstance(entry.known, Record) and entry.known.modify_index == known.as_of:
                     found[entry.known.key] = entry.known
             return found
 
@@ -432,17 +435,18 @@ class Cache:
 
     # -- helpers, under the lock -----------------------------------------------------------------------------
 
-    def _is_true(self, prefix: str, asked: float, known: Optional[Known] = None, key: str = "") -> bool:
+    def _is_true(self, prefix: str, asked: float, entry: Optional[_Entry] = None, key: str = "") -> bool:
         """Whether what was asked for then may be shown: names, or what is known of a key."""
         level = self._levels.get(prefix)
         if level is not None:
             if asked < level.since:
-                index = known.modify_index if known is not None else None
+                index = entry.known.modify_index if entry is not None else None
                 if level.vouches(key[len(prefix) :], index):
                     asked = level.vouched
                 elif index is None or index < level.index:
                     return False
-            if asked >= self._barrier:
+            lags = entry.lags if entry is not None else self._lags
+            if asked >= self._barrier and not lags:
                 if level.live:
                     return True
                 asked = max(asked, level.answered)
@@ -492,9 +496,9 @@ class Cache:
         if level is not None:
             level.doubt = time.monotonic()
 
-    def _keep(self, key: str, known: Known, asked: float) -> None:
+    def _keep(self, key: str, known: Known, asked: float, lags: bool = False) -> None:
         self._drop(key)
-        self._records[key] = _Entry(known, asked)
+        self._records[key] = _Entry(known, asked, lags)
         self.size += len(known.value) + ENTRY_COST
         while self.size > self.limit:
             _, oldest = self._records.popitem(last=False)

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from consulfs.consulate import Record
+
+KNOWN = 4096
+"""Files of a directory of which it is remembered what they were: more than are ever told whole, or looked at again. Of
+others a change is told that comes after the last answer but one."""
 
 MARKER = ""
 """The name of a directory's own key in its level; a directory's has "/" at its end."""
@@ -130,6 +134,14 @@ def signature(record: Record) -> int:
     return hash((record.value, record.flags))
 
 
+class _Known(NamedTuple):
+    """What is known of a file, and as of which index of its own."""
+
+    as_of: int
+    signature: int
+    size: int
+
+
 class Level:
     """One directory.
 
@@ -141,7 +153,7 @@ class Level:
     :ivar listing: None as long as no answer has told it; `told` is the index of the one that did
     :ivar same: the names of files that the last answer has shown to be as they were known; `vouched` tells when
     :ivar listed: when that was so; it counts if that is after `since` and after `doubt`
-    :ivar known: by name, the index and the signature of each file whose content the watchers know
+    :ivar known: by name, of each file whose content the watchers know; of `KNOWN` of them at most
     """
 
     def __init__(self, prefix: str) -> None:
@@ -152,8 +164,7 @@ class Level:
         self.listing: Optional[Listing] = None
         self.same: frozenset[str] = frozenset()
         self.vouched = 0.0
-        self.known: dict[str, tuple[int, int]] = {}
-        self._sizes: dict[str, int] = {}  # of the same files
+        self.known: dict[str, _Known] = {}
         self._fresh: set[str] = set()  # names that the last answer has brought
         # What this mount has done since the query was sent: the index of what it wrote (None: unknown), and deletes.
         self._made: dict[str, Optional[int]] = {}
@@ -215,7 +226,7 @@ class Level:
         if self.vouched < self.since or name not in self.same:
             return False
         known = self.known.get(name)
-        return known is not None and known[0] == index
+        return known is not None and known.as_of == index
 
     def learn(self, name: str, record: Record) -> None:
         """A program looks at a file: those looked at last are the first suspects."""
@@ -230,7 +241,7 @@ class Level:
         return self._names_differing(answer) | {
             name
             for name, record in answer.records.items()
-            if name in self.known and self.known[name][1] != signature(record)
+            if name in self.known and self.known[name].signature != signature(record)
         }
 
     def take(self, answer: Answer, now: float, busy: Collection[str] = ()) -> Optional[News]:
@@ -269,7 +280,7 @@ class Level:
                 gone.add(name)
             if name in answer.records and self._compare(name, answer.records[name]) and here:
                 changed.add(name)
-        sizes = {name: self._sizes[name] for name in gone & self._sizes.keys()}
+        sizes = {name: self.known[name].size for name in gone & self.known.keys()}
         for name in made | gone:
             self._enter(name, name in made)
         self._busy.difference_update(names)
@@ -312,7 +323,7 @@ class Level:
         Consul's indexes began anew then, and went on beyond those that were known before anybody asked.
         """
         return any(
-            (record.modify_index or 0) < self.known[name][0] <= index
+            (record.modify_index or 0) < self.known[name].as_of <= index
             for name, record in records.items()
             if name in self.known
         )
@@ -331,28 +342,28 @@ class Level:
             self.listing.enter(name, is_there)
         if not is_there:
             self.known.pop(name, None)
-            self._sizes.pop(name, None)
 
     def _know(self, name: str, index: int, record: Record) -> None:
-        self.known[name] = index, signature(record)
-        self._sizes[name] = len(record.value)
+        if len(self.known) >= KNOWN and name not in self.known:
+            del self.known[next(iter(self.known))]
+        self.known[name] = _Known(index, signature(record), len(record.value))
 
     def _compare(self, name: str, record: Record) -> bool:
         """Whether a file's value or flags are not what was known of them; from now on they are."""
         known, index = self.known.get(name), record.modify_index or 0
-        if known is not None and known[0] > index:
+        if known is not None and known.as_of > index:
             return False  # stored here since
         self._know(name, index, record)
         if known is None:  # nobody has looked at it yet: it has changed where the last answer but one was before that
             return 0 < (self.index if name in self._fresh else self.before) < index
-        return known[1] != signature(record)
+        return known.signature != signature(record)
 
     def suspects(self, most: int) -> list[str]:
         """The files, those known last first, whose content may have changed by the last answer."""
-        old = [name for name, (index, _) in self.known.items() if index < self.index]
+        old = [name for name, known in self.known.items() if known.as_of < self.index]
         return old[: -most - 1 : -1]
 
     def forget(self) -> None:
         """Consul's indexes have begun anew: none that is known says anything of those to come."""
         self.live, self.index, self.before, self.told, self._void = False, 0, 0, 0, 0
-        self.known = {name: (0, mark) for name, (_, mark) in self.known.items()}
+        self.known = {name: known._replace(as_of=0) for name, known in self.known.items()}

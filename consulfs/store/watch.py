@@ -125,6 +125,8 @@ class Watch:
         self._longest_wait = wait
         self._ended = threading.Event()
         self._vain, self._failed = Pause(*VAIN), Pause(*FAILED)
+        # An answer was older than what is known: the next one is asked of a majority, and believed.
+        self._in_doubt = self._asks_majority = False
         known = cache.peek(self.prefix)
         few = known is not None and not known.directories and 0 < len(known.files) <= BATCH
         self._is_whole = self._has_looked = few
@@ -146,11 +148,13 @@ class Watch:
         anew = not self.level.index
         while not self.has_ended:
             index = self._cache.arm(self.level, not anew)
+            self._asks_majority, self._in_doubt = self._in_doubt, False
             begin, sent = time.thread_time(), time.monotonic()
             try:
                 answer = self._ask(1 if anew else index)
                 renewed = answer.index == index and not anew
                 pause, anew = self._heed(answer, index, renewed)
+                anew = anew or self._in_doubt
                 if renewed and time.monotonic() - sent > VAIN[1]:
                     pause, self._wait = 0.0, min(self._wait * 2, self._longest_wait)
                     self._vain.reset()
@@ -162,6 +166,7 @@ class Watch:
                 self._cache.disarm(self.level)
                 log.debug("a watch: %s", error)
                 pause, anew = self._failed.grow(), True
+                self._in_doubt = self._in_doubt or self._asks_majority
             self._ended.wait(max(pause, SHARE * (time.thread_time() - begin)))
 
     def _heed(self, answer: Answer, index: int, renewed: bool) -> tuple[float, bool]:
@@ -169,8 +174,8 @@ class Watch:
 
         :param renewed: nothing was written meanwhile; what the token may see can be another all the same
         """
-        if answer.index < index or self._cache.is_of_before(self.level, answer.records, answer.index):
-            self._begin_anew()
+        is_old = answer.index < index or self._cache.is_of_before(self.level, answer.records, answer.index)
+        if is_old and not self._have_begun_anew():
             return self._vain.grow(), True
         differing = self._cache.differing(self.level, answer)
         busy = {key[len(self.prefix) :] for key in self._turns.taken(self.prefix + name for name in differing)}
@@ -181,11 +186,11 @@ class Watch:
         if news is None:
             return self._vain.grow(), True
         if busy:
-            self._turns.wait_free([self.prefix + name for name in busy], OWN_SECONDS)
+            still = self._wait_free(busy)
             with self._order:
-                late = self._cache.settle(self.level, answer, busy)
-                told |= late is not None and self._tell(late, answer.of(busy).records)
-            if late is None:
+                late = self._cache.settle(self.level, answer, busy - still)
+                told |= late is not None and self._tell(late, answer.of(busy - still).records)
+            if late is None or still:
                 return self._vain.grow(), True
         if not (self._is_whole or renewed):
             told |= self._look_again(answer.listing)
@@ -194,10 +199,20 @@ class Watch:
             return 0.0, False
         return self._vain.grow(), False
 
-    def _begin_anew(self) -> None:
-        """Consul's indexes have."""
+    def _wait_free(self, names: set[str]) -> set[str]:
+        """Wait for this mount to be done with some names, but not for long; those with which it is not."""
+        keys = [self.prefix + name for name in names]
+        self._turns.wait_free(keys, OWN_SECONDS)
+        return {key[len(self.prefix) :] for key in self._turns.taken(keys)}
+
+    def _have_begun_anew(self) -> bool:
+        """Whether Consul's indexes have, as it seems; a server that lags behind seems so, too, so a majority tells."""
+        if not self._asks_majority:
+            self._in_doubt = True
+            return False
         self._cache.begin_anew(self.level)
         self._tell(News(self.prefix, anew=True), {})
+        return True
 
     def _tell(self, news: News, records: Mapping[str, Record]) -> bool:
         """Tell the listeners; whether there is news."""
@@ -211,13 +226,16 @@ class Watch:
         for listener in self._listeners:
             listener(news, records)
 
+    @property
+    def _mode(self) -> str:
+        return "consistent" if self._asks_majority else self._consistency
+
     # -- questions -------------------------------------------------------------------------------------------
 
     def _ask(self, index: int) -> Answer:
         """The query itself; with 1 it is answered at once."""
-        kv, wait = self._consul.kv, f"{self._wait:g}s"
+        kv, wait, mode = self._consul.kv, f"{self._wait:g}s", self._mode
         self.busy_until = time.monotonic() + self._wait * 17 / 16
-        mode = self._consistency
         if not self._is_whole:
             names = kv.names(self.prefix, "/", index=index, wait=wait, timeout=GRACE, consistency=mode)
             return Answer(kv.meta.index or 0, Listing.of(self.prefix, names), {})
@@ -262,8 +280,7 @@ class Watch:
         """The files of a directory that has few and small ones, and nothing else; none of another."""
         if listing.directories or len(listing.files) > FEW_FILES:
             return {}
-        records, size = [], 0
-        mode = self._consistency
+        records, size, mode = [], 0, self._mode
         for record in self._consul.kv.stream(self.prefix, index=1, wait="1s", timeout=GRACE, consistency=mode):
             records.append(record)
             size += len(record.value)
@@ -274,12 +291,12 @@ class Watch:
 
     def _read(self, keys: Sequence[str]) -> dict[str, Record]:
         """Records by name, as a leader has them: a server that lags behind may not know yet what has changed."""
-        mode = "default" if self._consistency == "stale" else self._consistency
+        mode = "default" if self._mode == "stale" else self._mode
         return self._here(self._consul.kv.read_many(keys, timeout=GRACE, consistency=mode).values())
 
     def _tell_compared(self, records: Mapping[str, Record], ticket: Ticket) -> bool:
-        if self._cache.is_of_before(self.level, records, self.level.index):
-            self._begin_anew()
+        if self._cache.is_of_before(self.level, records, self.level.index) and not self._have_begun_anew():
+            return False
         busy = self._turns.taken(self.prefix + name for name in records)
         self._turns.wait_free(busy, OWN_SECONDS)
         return self._tell(*self._cache.compare(self.level, records, ticket))

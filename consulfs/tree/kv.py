@@ -327,7 +327,7 @@ class KVTree:
             return None
         self._files.settle_rename(spot.key)
         node = self._files.find(spot.key)
-        if node is not None and node.exists and (node.unsaved or spot.component == ""):
+        if node is not None and node.exists and node.unsaved:
             return File(spot.key, node, node.base)
         if not self._may_exist(spot):
             return None
