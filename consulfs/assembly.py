@@ -204,6 +204,7 @@ class Assembly:
             waited_for, root = self._waits(inodes), self._source.prefix
             wait = GUARDED_WAIT if backend.acl_enabled else WAIT
             watches = Watches(self._watching, cache, turns, options["consistency"], waited_for, wait)
+            watches.listen(times.heed)
             watches.listen(others)
             records.use = self._use_of(watches)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 from consulfs.consulate.models import seconds
-from consulfs.consulate.settings import is_not_false
 
 
 class BadOption(ValueError):
@@ -41,53 +40,46 @@ class Option:
         return f"{self.name}={self.argument}" if self.argument else self.name
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 86400:
-        raise ValueError("between 0.1 and 86400 seconds")
-    return value
+T = TypeVar("T", int, float)
 
 
-def _kept_seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 3600:
-        raise ValueError("between 0 and 3600 seconds")
-    return value
+def _between(read: Callable[[str], T], least: T, most: T, words: str) -> Callable[[str], T]:
+    """A quantity within its bounds.
 
+    :param words: what is wanted, for whoever gave something else
+    """
 
-def _duration(least: float, most: float, what: str) -> Callable[[str], float]:
-    """Seconds, or a duration as Consul writes it."""
-
-    def read(text: str) -> float:
-        value = seconds(text)
+    def checked(text: str) -> T:
+        try:
+            value = read(text)
+        except ValueError:
+            raise ValueError(words) from None
         if not least <= value <= most:
-            raise ValueError(what)
+            raise ValueError(words)
         return value
 
-    return read
+    return checked
 
 
-def _size(text: str) -> int:
+def _bytes(text: str) -> int:
     factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     factor = factors.get(text[-1:].upper(), 1)
-    value = int(text[:-1] if factor > 1 else text) * factor
-    if value < 1 << 20:
-        raise ValueError("at least 1M")
-    return value
+    return int(text[:-1] if factor > 1 else text) * factor
 
 
-def _octal(text: str) -> int:
-    value = int(text, 8)
-    if not 0 <= value <= 0o777:
-        raise ValueError("an octal mask such as 077")
-    return value
+_seconds = _between(float, 0.1, 86400.0, "between 0.1 and 86400 seconds")
+_kept_seconds = _between(float, 0.0, 3600.0, "between 0 and 3600 seconds")
+_size = _between(_bytes, 1 << 20, 1 << 60, "a whole number of bytes with K, M or G, at least 1M")
+_octal = _between(lambda text: int(text, 8), 0, 0o777, "an octal mask such as 077")
+_number = _between(int, 0, (1 << 32) - 2, "a numeric ID")
 
 
-def _number(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError("not negative")
-    return value
+def _truth(text: str) -> bool:
+    """As Consul's own variables have it."""
+    words = {"1": True, "t": True, "true": True, "yes": True, "0": False, "f": False, "false": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError("yes or no")
+    return words[text.lower()]
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -124,14 +116,14 @@ OPTIONS = (
     Option(
         "lock_ttl",
         "how long a lock outlives a host that died, 10s to 24h; Consul takes up to twice that",
-        _duration(10, 86400, "10s to 24h"),
+        _between(seconds, 10.0, 86400.0, "10s to 24h"),
         15.0,
         "TIME",
     ),
     Option(
         "lock_delay",
         "how long nobody gets a lock that was lost so, 0s to 60s, for what its holder had under way",
-        _duration(0, 60, "0s to 60s"),
+        _between(seconds, 0.0, 60.0, "0s to 60s"),
         15.0,
         "TIME",
     ),
@@ -205,9 +197,7 @@ OPTIONS = (
         "NAME",
         "CONSUL_TLS_SERVER_NAME",
     ),
-    Option(
-        "verify", "whether to check the server's certificate", is_not_false, True, "yes|no", "CONSUL_HTTP_SSL_VERIFY"
-    ),
+    Option("verify", "whether to check the server's certificate", _truth, True, "yes|no", "CONSUL_HTTP_SSL_VERIFY"),
     Option("allow_other", "let other users in, as far as uid, gid and umask allow"),
     Option("uid", "the owner that files show (default: who mounts)", _number, None, "UID"),
     Option("gid", "the group that files show (default: who mounts)", _number, None, "GID"),

@@ -1,8 +1,8 @@
 """When this mount saw a file or directory change. Consul stores no times.
 
 A ModifyIndex does not tell: locking a key changes it too, and storing the same value does not. So a change is a change
-of value or flags, and its time is when this mount saw it; what it never saw change has the time of the mount. That is
-what `make`, editors and rsync compare. A time set by a program stands until the next change.
+of value or flags, and its time is when this mount saw it, by a watch or by a look; what it never saw change has the
+time of the mount. That is what `make`, editors and rsync compare. A time set by a program stands until the next change.
 
 Owner: `Times._lock`.
 """
@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from typing import Optional
 
 from cachetools import LRUCache
+
+from consulfs.consulate import Record
+from consulfs.store.levels import News
 
 REMEMBERED = 1 << 18
 """Names whose times are kept, and names whose content is known. Of the former the longest unused is forgotten, and
@@ -47,6 +51,13 @@ class Times:
                     now = time.time_ns()
                     self._set(key, now, now)
             return self._get(key)
+
+    def heed(self, news: News, records: Mapping[str, Record]) -> None:
+        """What others did: it was just now, where a watch tells of it."""
+        for name in news.made:
+            self.touch(news.prefix + name)
+        for name in (news.made | news.changed) & records.keys():
+            self.seen(news.prefix + name, (records[name].value, records[name].flags))
 
     def touch(self, key: str) -> None:
         """It changes or begins now; the next content seen is taken as that change."""
