@@ -224,6 +224,23 @@ def test_a_key_beside_a_directory_of_its_name(mnt, watcher, curl):
     assert told.events() == made("d/both%value")
 
 
+def test_a_file_and_a_directory_of_its_name(mnt, watcher, curl):
+    """A file that stands beside a directory of its name has another one there."""
+    put_many(curl, ["d/a", "d/b", "d/c/x"])
+    told = Told(watcher, curl, "d")
+    curl.put("d/a/x")
+    assert told.events() == ["DELETE d/a", *made("d/a%value"), "CREATE|ISDIR d/a"]
+    curl.put("d/a", b"new")
+    assert told.events() == written("d/a%value")
+    curl.delete("d/a/x")
+    assert told.events() == ["DELETE d/a%value", "DELETE|ISDIR d/a", *made("d/a")]
+    assert curl.txn({"Verb": "delete", "Key": "d/b"}, {"Verb": "set", "Key": "d/b/x", "Value": "MQ=="})
+    assert told.events() == ["DELETE d/b", "CREATE|ISDIR d/b"]
+    assert curl.txn({"Verb": "delete", "Key": "d/c/x"}, {"Verb": "set", "Key": "d/c", "Value": "MQ=="})
+    assert told.events() == ["DELETE|ISDIR d/c", *made("d/c")]
+    assert sorted(os.listdir(mnt.path / "d"))[:3] == ["a", "b", "c"]
+
+
 def test_the_names_at_the_root_of_a_mount_with_virtual_trees(agent, curl):
     curl.put("_catalog", b"old")
     with Mount(agent.address, "virtual=visible") as mnt, Watcher(mnt.path) as watcher:

@@ -1,12 +1,15 @@
 """Two mounts of one store, and writers that are no mounts at all."""
 
 import errno
+import mmap
 import os
 import subprocess
 import threading
+import time
 
 import pytest
 from support.mount import Mount
+from support.waiting import until
 
 FLAGS = "user.consul.flags"
 
@@ -51,6 +54,62 @@ def test_appends_from_both_are_all_there(two, curl):
     for name in b"ab":
         own = [line for line in lines if line[0] == name]
         assert own == [b"%c%d" % (name, n) for n in range(1, 201)]
+
+
+@pytest.mark.parametrize("options", ["", "cache=ttl", "notify=off"])
+def test_a_program_reads_its_own_text_behind_another_hosts(agent, curl, options):
+    """The kernel reckons a size without what the other host has appended."""
+    with Mount(agent.address, options) as mount:
+        curl.put("log", b"")
+        until((mount.path / "log").exists)
+        descriptor = os.open(mount.path / "log", os.O_RDWR | os.O_APPEND)
+        try:
+            for number in range(50):
+                os.fstat(descriptor)
+                curl.put("log", curl.get("log") + b"[theirs %d]" % number)
+                os.write(descriptor, b"<ours %d>" % number)
+                os.fsync(descriptor)
+                assert os.pread(descriptor, 1 << 16, 0) == curl.get("log")
+                assert curl.get("log").endswith(b"[theirs %d]<ours %d>" % (number, number))
+        finally:
+            os.close(descriptor)
+
+
+OTHERS = {
+    "append": lambda base: base + b"B" * 6000,
+    "a byte of the same page": lambda base: base[:50] + b"B" + base[51:],
+    "a byte of the next page": lambda base: base[:4200] + b"B" + base[4201:],
+    "shorter": lambda base: base[:40],
+}
+
+
+@pytest.mark.parametrize("options", ["", "cache=ttl", "notify=off"])
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("told", [False, True], ids=["at once", "told before"])
+def test_a_memory_map_stores_what_its_program_changed(agent, curl, options, name, told):
+    """Not what stands around it on its pages, which others have changed meanwhile."""
+    base = b"a" * 5000
+    with Mount(agent.address, options) as mount:
+        curl.put("d/f", base)
+        until((mount.path / "d/f").exists)
+        time.sleep(0.3)  # until that was told
+        descriptor = os.open(mount.path / "d/f", os.O_RDWR)
+        with mmap.mmap(descriptor, len(base)) as mapped:
+            assert mapped[:] == base
+            mapped[0:1] = mapped[7:8] = b"X"
+            if name != "shorter":  # what is cut off is cut off in the map, too
+                mapped[4999:5000] = b"X"
+            theirs = bytearray(OTHERS[name](curl.get("d/f")))  # the kernel may have written some of it already
+            curl.put("d/f", bytes(theirs))
+            if told:
+                time.sleep(1.1)  # longer than anything is taken as true
+                os.stat(mount.path / "d/f")
+            mapped.flush()
+        os.close(descriptor)
+        theirs[0:1] = theirs[7:8] = b"X"
+        if name != "shorter":
+            theirs[4999:5000] = b"X"
+        until(lambda: curl.get("d/f") == bytes(theirs))
 
 
 def test_an_exclusive_create_has_one_winner(two, curl):

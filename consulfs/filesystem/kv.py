@@ -253,9 +253,8 @@ class KVBranch(Branch):
 
     def fsync(self, fh: int) -> None:
         handle = self._files.handle(fh)
-        merges = handle.node.merges
         self._files.fsync(handle)
-        if handle.node.merges != merges:
+        if handle.node.take_merged():
             # The kernel has the size that it reckoned, and would cut what the program has just stored.
             self._expire([handle.node], handle.node)
 

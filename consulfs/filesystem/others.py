@@ -65,7 +65,9 @@ class Others:
         if not (news or changed):
             return
         forgotten = [self._about(node, partial(self._let_go, node)) for node in changed]
-        names = news.changed - {node.key[len(news.prefix) :] for node in changed}
+        # An open file that is not among them shows what it was changed to already; were the kernel to forget it now, it
+        # would drop the size that a program is just being told (see `_let_go`).
+        names = news.changed - {node.key[len(news.prefix) :] for node in self._files.below(news.prefix)}
         if names or news.made or news.gone:
             forgotten.append(self._notices.post(f"/{news.prefix}", lambda: self._announce(news, names)))
         # What is gone is not forgotten, but by the replay: of a name without attributes the kernel asks for these, is
@@ -160,21 +162,45 @@ class Others:
         :param forgotten: who is told of a change is to read what it was changed to
         """
         wait_for(forgotten, FORGOTTEN_SECONDS)
-        for names, file, directory in (
-            (news.gone, Deed.UNLINK, Deed.RMDIR),
-            (news.made, Deed.CREATE, Deed.MKDIR),
-            (news.changed, Deed.MODIFY, Deed.MODIFY),
-        ):
-            for name in sorted(names - {MARKER}):
-                is_directory = name.endswith("/")
-                there = self._tree.shows(news.prefix, name)
-                if there is (names is news.gone):
-                    continue  # it came back, or went again: there is news of that to come
-                deed = directory if is_directory else file
-                path, key = self._tree.path_in(news.prefix, name), news.prefix + name
-                if deed is Deed.UNLINK:
-                    replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
-                else:
-                    replay.repeat(deed, path)
-                if deed is Deed.MKDIR:
-                    self.on_directory(news.prefix, key)
+        for deed, name, beside in self._deeds(news):
+            path, key = self._tree.path_in(news.prefix, name, beside), news.prefix + name
+            if deed is Deed.UNLINK:
+                replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
+            else:
+                replay.repeat(deed, path)
+            if deed is Deed.MKDIR:
+                self.on_directory(news.prefix, key)
+
+    def _deeds(self, news: News) -> list[tuple[Deed, str, bool]]:
+        """What to repeat, and of which name, in its order: first what goes, then what comes, then what was changed.
+
+        A file that stands beside a directory of its name has another one there, so either changes with the other. What
+        came back meanwhile, or went again, is left out: there is news of that to come.
+        """
+        gone, made, changed = [], [], []
+        names = (news.gone | news.made | news.changed) - {MARKER}
+        for component in sorted({name[:-1] if name.endswith("/") else name for name in names}):
+            now = _shown(self._is_there(news, component), self._is_there(news, f"{component}/"))
+            before = _shown(self._was_there(news, component), self._was_there(news, f"{component}/"))
+            for ending, beside in sorted(before - now):
+                gone.append((Deed.RMDIR if ending else Deed.UNLINK, component + ending, beside))
+            for ending, beside in sorted(now - before):
+                made.append((Deed.MKDIR if ending else Deed.CREATE, component + ending, beside))
+            for ending, beside in sorted(now & before):
+                if component + ending in news.changed:
+                    changed.append((Deed.MODIFY, component + ending, beside))
+        return gone + made + changed
+
+    def _is_there(self, news: News, name: str) -> bool:
+        shown = self._tree.shows(news.prefix, name) if name != MARKER else False
+        return shown if shown is not None else name in news.made | news.changed
+
+    def _was_there(self, news: News, name: str) -> bool:
+        return name in news.gone or (name not in news.made and self._is_there(news, name))
+
+
+def _shown(file: bool, directory: bool) -> set[tuple[str, bool]]:
+    """As what a directory shows a component: the ending of its name in a level, and whether that of a directory stands
+    beside it."""
+    found = {("/", False)} if directory else set()
+    return found | {("", directory)} if file else found

@@ -116,7 +116,8 @@ class Node:
         self.asked = False  # the kernel was told of what is held
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
         self.outdated = False  # another host may have changed it before a lock was taken here
-        self.merges = 0  # how often a store has brought what others had written
+        # What was written here met what others had done: the kernel cannot reckon its size.
+        self.merged = False
         self.failed: set[int] = set()  # handles of which nothing is to be stored any more
 
     @property
@@ -248,6 +249,12 @@ class Node:
         self.in_flight, self.pending = self.pending, []
         return Plan(self.key, self.base, self.in_flight, self.creation, self.doubts)
 
+    def take_merged(self) -> bool:
+        """Whether it was, since this was asked last."""
+        with self.state:
+            merged, self.merged = self.merged, False
+        return merged
+
     def keep(self, plan: Plan) -> None:
         """The store failed: what it held is pending again, less what was found to be applied."""
         self.creation, self.doubts = plan.creation, plan.doubts
@@ -264,15 +271,14 @@ class Node:
         self.creation = None
         self.in_flight, self.sealed, self.doubts = [], 0, []
         self.rebase(record)
-        has_merged = self.content is not content and self.content != content
-        if has_merged:
-            self.merges += 1
-            self.mapped = content if self.mapped is None else self.mapped
-        return has_merged
+        return self.content is not content and self.content != content
 
     def rebase(self, record: Record) -> None:
         """Go on from a newer record, with what is unsaved."""
         self.base = record
         unsaved = self.in_flight + self.pending
         if unsaved or self.content != record.value:
-            self.content = edits.replay(record.value, unsaved)
+            before, self.content = self.content, edits.replay(record.value, unsaved)
+            if before != self.content:
+                self.merged = True
+                self.mapped = before if self.mapped is None else self.mapped

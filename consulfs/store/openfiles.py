@@ -276,6 +276,7 @@ class OpenFiles:
         with node.state:
             end = (len(node.content) if append else offset) + len(data)
             self._admit(handle, end)
+            node.merged = node.merged or (append and offset != len(node.content))
             change = edits.Append(bytearray(data)) if append else edits.Write(offset, bytearray(data))
             node.change(handle.number, change)
             self._touch(node)

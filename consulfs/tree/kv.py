@@ -233,12 +233,14 @@ class KVTree:
             parent += component + "/"
         return path or "/"
 
-    def path_in(self, prefix: str, name: str) -> str:
-        """The path of what a level has under a name."""
+    def path_in(self, prefix: str, name: str, beside: bool) -> str:
+        """The path of what a level has under a name.
+
+        :param beside: whether it is a file that stands beside a directory of its name
+        """
         if name.endswith("/"):
             return self.path_of_directory(prefix + name)
-        value = self._shows_both(prefix, name) or self._is_value_only(f"{prefix}{name}/")
-        return self._below(prefix, Spot(prefix, name, value))
+        return self._below(prefix, Spot(prefix, name, beside or self._is_value_only(f"{prefix}{name}/")))
 
     def paths_of(self, key: str) -> list[str]:
         """The paths under which the kernel may have a key, or a prefix."""
@@ -261,10 +263,6 @@ class KVTree:
         listing = self._records.cache.peek(prefix)
         if listing is not None:
             self._records.times_of(prefix, listing)
-
-    def _shows_both(self, prefix: str, name: str) -> bool:
-        listing = self._records.cache.peek(prefix)
-        return listing is not None and name in listing.directories
 
     def _below(self, prefix: str, spot: Spot) -> str:
         return f"{self.path_of_directory(prefix).rstrip('/')}/{self.name_of(spot)}"
