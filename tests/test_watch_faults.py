@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import subprocess
 import time
@@ -407,3 +408,66 @@ def test_the_rights_change(guarded, admin, tmp_path):
         sees(path, b"first", {"f"})
         admin.put("d/f", b"second")
         sees(path, b"second", {"f"})
+
+
+# -- servers that lag behind ----------------------------------------------------------------------------------------
+
+
+def answered_as_now(curl, path):
+    """Gives what makes an answer of a proxy that of a server which has not gone on since."""
+    _, body = curl("GET", path)
+    index = max(entry["ModifyIndex"] for entry in json.loads(body))
+
+    return lambda answer: with_index((*answer[:2], body), index)
+
+
+def test_answers_from_before_what_is_known_bring_nothing_back(bending, watching, curl):
+    """Of a leader that was just elected, say: a majority tells that indexes have not begun anew."""
+    curl.put("d/f", b"second")
+    curl.put("d/g", b"x")
+    watch(watching, bending, "d")
+    path, asked = watching.path / "d/f", []
+    lag = answered_as_now(curl, "kv/d/?recurse")
+    with opened(path) as file:
+        curl.put("d/f", b"the third")
+        until(lambda: content(path) == file() == b"the third")
+
+        def answer(path, answer):
+            if "/kv/d/" in path and "recurse" in path:
+                asked.append(path)
+                if "consistent" not in path and len(asked) < 9:
+                    return lag(answer)
+            return answer
+
+        bending.answer = answer
+        curl.put("d/g", b"y")  # who waits is answered, as of before
+        while len(asked) < 9:
+            assert content(path) == file() == b"the third", asked
+            time.sleep(0.01)
+            curl.put("d/g", os.urandom(4))
+        curl.put("d/f", b"the fourth")
+        until(lambda: content(path) == file() == b"the fourth")
+
+
+def test_an_answer_of_a_server_that_lags_behind_is_not_shown_for_long(bending, curl):
+    """Where that is allowed: no watch vouches for it, for the next change is none of it."""
+    fill(curl, [f"d/k{number:03}" for number in range(400)], b"first")
+    fill(curl, ["d/sub/x"])
+    with Mount(bending.address, "consistency=stale") as mount:
+        os.stat(mount.path / "d/k000")
+        until_watched(bending, "d/")
+        time.sleep(1)  # until what was read ahead is old
+        (_, before), used = curl("GET", "kv/d/k399"), []
+        curl.put("d/k399", b"second")
+        time.sleep(1.5)  # until the watch was told
+
+        def answer(path, answer):
+            if "kv/d/k399" in path and not used:
+                used.append(path)
+                return *answer[:2], before
+            return answer
+
+        bending.answer = answer
+        assert (mount.path / "d/k399").read_bytes() == b"first"
+        assert used
+        until(lambda: content(mount.path / "d/k399") == b"second")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -77,6 +79,47 @@ def test_an_idle_mount_asks_nothing_but_its_watches(bending, watching, curl):
     assert all(is_blocking(seen) for seen in count.watches), count.watches
     assert len(count.watches) <= SLOTS * (count.seconds + 2), len(count.watches)
     assert sum(bending.watched().values()) <= SLOTS
+
+
+def test_directories_are_watched_again_after_a_while_without_descriptors(bending, watching, curl):
+    """The one thread that gives watches outlives what it cannot open."""
+    names = [f"d{number}" for number in range(SLOTS + 8)]
+    fill(curl, [f"{name}/f" for name in names])
+    assert content(watching.path / names[0] / "f") == b"x"
+    until_watched(bending, f"{names[0]}/")
+    pid = watching.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), hard))
+    for _ in range(2):
+        for name in names:
+            with contextlib.suppress(OSError):
+                content(watching.path / name / "f")
+        time.sleep(1)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+    def is_watched():
+        content(watching.path / "d5/f")
+        return "d5/" in bending.watched()
+
+    until(is_watched)
+
+
+def test_a_file_that_another_host_makes_or_changes_has_the_time_at_which_that_was_told(bending, watching, curl):
+    fill(curl, ["d/old", "d/changed"])
+    watch(watching, bending, "d")
+    start = (watching.path / "d/old").stat().st_mtime_ns
+    before = time.time_ns()
+    assert start < before
+    curl.put("d/new", b"x")
+    curl.put("d/changed", b"other")
+    until((watching.path / "d/new").exists)
+    until(lambda: content(watching.path / "d/changed") == b"other")
+    after = time.time_ns()
+    for name in ("new", "changed"):
+        times = [(watching.path / "d" / name).stat().st_mtime_ns for _ in range(2)]
+        assert before < times[0] < after
+        assert times[0] == times[1]
+    assert (watching.path / "d/old").stat().st_mtime_ns == start
 
 
 def test_writes_elsewhere_cost_the_reader_nothing(agent, bending, watching, curl):
