@@ -17,9 +17,6 @@ from support.mount import Mount
 from support.program import Program
 from support.waiting import until
 
-SECONDS = float(os.environ.get("CONSULFS_CONTENTION", "6"))
-"""Of contention: five times as long showed nothing more."""
-
 KEYS = [f"d/k{number}" for number in range(4)]
 
 WORK = """
@@ -109,20 +106,21 @@ def another_host(port, keys):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("options", ["", "notify=off"])
-def test_everybody_at_the_same_keys(agent, curl, options):
+@pytest.mark.parametrize(("options", "seconds"), [("", 60), ("notify=off", 6)])
+def test_everybody_at_the_same_keys(agent, curl, options, seconds):
+    """Sixteen programs of two mounts, and another host."""
     for key in KEYS:
         curl.put(key, b"start")
     options = f"timeout=20,virtual=hidden,lock_ttl=10s,lock_delay=0s,{options}".rstrip(",")
     with Mount(agent.address, options) as one, Mount(agent.address, options) as other, ExitStack() as ends:
-        kinds = ["read", "stat", "write", "append", "lock", "read", "stat"]
+        kinds = ["read", "stat", "write", "append", "lock", "read", "stat", "write"]
         workers = [
             ends.enter_context(Worker(kind, [each.path / key for key in KEYS]))
             for each in (one, other)
             for kind in kinds
         ]
         with another_host(agent.port, KEYS) as written:
-            time.sleep(SECONDS)
+            time.sleep(seconds)
         rounds = [each.rounds() for each in workers]
         assert all(rounds), list(zip(kinds * 2, rounds))
         assert len(written) > 50
