@@ -161,7 +161,6 @@ class Stream:
         self.headers: Mapping[str, str] = answer.headers
         self._answer = answer
         self._base = base
-        self._release: Optional[Callable[[], None]] = release
         self._dropped = weakref.finalize(self, _end_elsewhere, answer, release)
         self._dropped.atexit = False
 
@@ -184,10 +183,9 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        self._dropped.detach()
-        release, self._release = self._release, None
-        if release is not None:
-            _end(self._answer, release)
+        ends = self._dropped.detach()  # None where it was closed before, or the garbage collector sees to it
+        if ends is not None:
+            _end(*ends[2])
 
     @contextmanager
     def _closed_by_failure(self) -> Iterator[None]:

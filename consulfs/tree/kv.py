@@ -205,12 +205,14 @@ class KVTree:
 
         :param looks: the program that asks may look at each of its files next
         """
+        # Before the listing: what is stored between the two would be in neither.
+        unsaved = {name for name, node in self._open_below(prefix) if node.exists and node.unsaved}
         listing = self._records.listing(prefix)
         files, directories, marker = self._records.cache.snapshot(listing)
         self._records.expect_scan(prefix, listing, files, looks)
         self._drop_values(prefix, set(files))
         shown = set(directories) | {above(each)[1] for each in self._empty_below(prefix)}
-        keys = set(files) | {name for name, node in self._open_below(prefix) if node.exists and node.unsaved}
+        keys = set(files) | unsaved
         if marker and is_carrying(self._records.get(prefix)):
             keys.add("")
         found = [(Spot(prefix, name), True) for name in shown]
