@@ -19,10 +19,8 @@ from typing import NamedTuple
 
 from rows import DEEP, ROUNDS, SMALL, settle, write_file
 from rows.writing import FOLDER, look
-from stage import Call, Mount, Stage, family, read_file, run
+from stage import Call, Mount, Stage, cpu, family, read_file, run
 from trees import ROOT
-
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Shares(NamedTuple):
@@ -41,8 +39,8 @@ class Shares(NamedTuple):
 def main() -> None:
     with Stage() as stage:
         print(f"| an operation, us | {' | '.join(Shares._fields)} |\n|---|{'---|' * len(Shares._fields)}", flush=True)
-        for name, tree, works in (("open + read + close", SMALL, opens), ("create + write + close", SMALL, creates)):
-            with stage.consulfs(tree) as mount, stage.floor(tree) as floor:
+        for name, works in (("open + read + close", opens), ("create + write + close", creates)):
+            with stage.consulfs(SMALL) as mount, stage.floor(SMALL) as floor:
                 settle(partial(look, mount.path / FOLDER))
                 show(name, "consulfs", works(mount))
                 show(name, "floor", works(floor))
@@ -78,27 +76,22 @@ def of_each(mount: Mount, call: Call, count: int, files: int = 1) -> Shares:
 
 
 def now(mount: Mount) -> Shares:
-    daemon = [sum(each) / TICK for each in zip(*map(ticks, family(mount.process.pid)))]
+    python, kernel = cpu(family(mount.process.pid))
     consuls = [pid for pid in family(os.getpid()) if Path(f"/proc/{pid}/comm").read_text() == "consul\n"]
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return Shares(
         time.perf_counter(),
-        daemon[0],
-        daemon[1],
+        python,
+        kernel,
         sum(each.ru_utime + each.ru_stime for each in own),
-        sum(sum(ticks(pid)) for pid in consuls) / TICK,
+        sum(cpu(consuls)),
     )
 
 
-def ticks(pid: int) -> tuple[int, int]:
-    """User's and system's, of proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]), int(fields[12])
-
-
 def show(work: str, who: str, shares: list[Shares]) -> None:
-    medians = [statistics.fmean(sorted(each)[1:-1]) for each in zip(*shares)]
-    print(f"| {work}, {who} | {' | '.join(f'{each * 1e6:.0f}' for each in medians)} |", flush=True)
+    """A row: the means without the least and the most, since processor time is told in hundredths of a second."""
+    means = [statistics.fmean(sorted(each)[1:-1]) for each in zip(*shares)]
+    print(f"| {work}, {who} | {' | '.join(f'{each * 1e6:.0f}' for each in means)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -106,7 +106,7 @@ class Mount:
 
     def cpu(self) -> float:
         """Seconds of processor time that the daemon and its children have had."""
-        return sum(map(_cpu, family(self.process.pid)))
+        return sum(cpu(family(self.process.pid)))
 
 
 def family(pid: int) -> list[int]:
@@ -115,9 +115,11 @@ def family(pid: int) -> list[int]:
     return [pid] + [each for path in threads for child in path.read_text().split() for each in family(int(child))]
 
 
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu(pids: Iterable[int]) -> tuple[float, float]:
+    """Seconds of processor time that processes have had, by themselves and inside the kernel; see proc(5)."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    user, system = (sum(int(each[at]) for each in fields) / os.sysconf("SC_CLK_TCK") for at in (11, 12))
+    return user, system
 
 
 class Stage:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, TypeVar
 
 from consulfs.consulate.models import seconds
+from consulfs.consulate.settings import is_not_false
 
 
 class BadOption(ValueError):
@@ -76,10 +77,9 @@ _number = _between(int, 0, (1 << 32) - 2, "a numeric ID")
 
 def _truth(text: str) -> bool:
     """As Consul's own variables have it."""
-    words = {"1": True, "t": True, "true": True, "yes": True, "0": False, "f": False, "false": False, "no": False}
-    if text.lower() not in words:
+    if is_not_false(text) and text.lower() not in ("1", "t", "true", "yes"):
         raise ValueError("yes or no")
-    return words[text.lower()]
+    return is_not_false(text)
 
 
 def _one_of(*words: str) -> Callable[[str], str]:

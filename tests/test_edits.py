@@ -11,6 +11,7 @@ from consulfs.store.edits import (
     Truncate,
     Write,
     compact,
+    differing,
     only_sizes,
     record,
     replay,
@@ -75,6 +76,18 @@ def test_what_stands_alone_after_a_truncation_needs_no_base(one, other, edits):
     edits = [Edit(1, Truncate(0)), *edits]
     assert stands_alone(edits)
     assert replay(one, edits) == replay(other, edits)
+
+
+@given(st.binary(max_size=300), st.integers(0, 350), st.lists(st.tuples(st.integers(0, 199), st.integers(0, 255))))
+def test_of_a_page_that_is_written_that_counts_which_was_changed(content, offset, changes):
+    page = bytearray(content[offset : offset + 200].ljust(200, b"\0"))
+    before = bytes(page)
+    for at, byte in changes:
+        page[at] = byte
+    writes = differing(content, offset, bytes(page))
+    written = {write.offset + at - offset: byte for write in writes for at, byte in enumerate(write.data)}
+    assert written == {at: byte for at, byte in enumerate(page) if byte != before[at]}
+    assert sum(len(write.data) for write in writes) == len(written)
 
 
 def test_the_questions():

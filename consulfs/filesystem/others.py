@@ -180,8 +180,12 @@ class Others:
         gone, made, changed = [], [], []
         names = (news.gone | news.made | news.changed) - {MARKER}
         for component in sorted({name[:-1] if name.endswith("/") else name for name in names}):
-            now = _shown(self._is_there(news, component), self._is_there(news, f"{component}/"))
-            before = _shown(self._was_there(news, component), self._was_there(news, f"{component}/"))
+            both = (component, f"{component}/")
+            there = [self._is_there(news, name) for name in both]
+            was_there = [
+                name in news.gone or (is_there and name not in news.made) for name, is_there in zip(both, there)
+            ]
+            now, before = _shown(*there), _shown(*was_there)
             for ending, beside in sorted(before - now):
                 gone.append((Deed.RMDIR if ending else Deed.UNLINK, component + ending, beside))
             for ending, beside in sorted(now - before):
@@ -194,9 +198,6 @@ class Others:
     def _is_there(self, news: News, name: str) -> bool:
         shown = self._tree.shows(news.prefix, name) if name != MARKER else False
         return shown if shown is not None else name in news.made | news.changed
-
-    def _was_there(self, news: News, name: str) -> bool:
-        return name in news.gone or (name not in news.made and self._is_there(news, name))
 
 
 def _shown(file: bool, directory: bool) -> set[tuple[str, bool]]:

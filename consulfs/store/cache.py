@@ -213,7 +213,7 @@ class Cache:
         Each directory is told by itself: of a key that comes with its directory, the key may be told first.
         """
         with self._lock:
-            above_it = self._as_of_index(above(prefix)[0])
+            above_it = self._told_of(above(prefix)[0])
             return any(
                 watched.startswith(prefix) and level.told > above_it and self._listing(watched)
                 for watched, level in self._levels.items()
@@ -466,7 +466,7 @@ class Cache:
             return found.listing
         return None
 
-    def _as_of_index(self, prefix: str) -> int:
+    def _told_of(self, prefix: str) -> int:
         """Consul's index of what is known of a directory's names; 0 where that is nothing."""
         level, known = self._levels.get(prefix), self._listing(prefix)
         if known is None:

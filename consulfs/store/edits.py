@@ -15,6 +15,10 @@ COMPACT_AT = 256
 """So many edits are kept before neighbouring writes are merged: a database-like writer must not fill the memory."""
 
 
+PIECE = 64
+"""Bytes of a page that are compared at once."""
+
+
 @dataclass
 class Write:
     offset: int
@@ -59,19 +63,15 @@ def apply(content: bytearray, change: Change) -> None:
 def differing(content: Union[bytes, bytearray], offset: int, page: bytes) -> list[Write]:
     """What was changed in a page that was filled with a content, and zeros behind it: the rest is not written."""
     old = bytes(content[offset : offset + len(page)]).ljust(len(page), b"\0")
-    found: list[Write] = []
-    step = 64
-    for start in range(0, len(page), step):
-        if page[start : start + step] == old[start : start + step]:
-            continue
-        for at in range(start, min(start + step, len(page))):
-            if page[at] == old[at]:
-                continue
-            if found and found[-1].offset + len(found[-1].data) == offset + at:
-                found[-1].data.append(page[at])
-            else:
-                found.append(Write(offset + at, bytearray(page[at : at + 1])))
-    return found
+    pieces = [slice(start, start + PIECE) for start in range(0, len(page), PIECE)]
+    changed = [
+        (at, at + 1)
+        for piece in pieces
+        if page[piece] != old[piece]
+        for at in range(*piece.indices(len(page)))
+        if page[at] != old[at]
+    ]
+    return [Write(offset + begin, bytearray(page[begin:end])) for begin, end in _union(changed)]
 
 
 def replay(value: bytes, edits: Iterable[Edit]) -> bytearray:

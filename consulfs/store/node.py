@@ -267,18 +267,19 @@ class Node:
 
     def settle(self, record: Record) -> bool:
         """The store succeeded; whether the content is another now, since others had changed the file, too."""
-        content = self.content
         self.creation = None
         self.in_flight, self.sealed, self.doubts = [], 0, []
-        self.rebase(record)
-        return self.content is not content and self.content != content
+        return self.rebase(record)
 
-    def rebase(self, record: Record) -> None:
-        """Go on from a newer record, with what is unsaved."""
+    def rebase(self, record: Record) -> bool:
+        """Go on from a newer record, with what is unsaved; whether the content is another now."""
+        before, unsaved = self.content, self.in_flight + self.pending
         self.base = record
-        unsaved = self.in_flight + self.pending
-        if unsaved or self.content != record.value:
-            before, self.content = self.content, edits.replay(record.value, unsaved)
-            if before != self.content:
-                self.merged = True
-                self.mapped = before if self.mapped is None else self.mapped
+        if not unsaved and before == record.value:
+            return False
+        self.content = edits.replay(record.value, unsaved)
+        has_changed = self.content != before
+        if has_changed:
+            self.merged = True
+            self.mapped = before if self.mapped is None else self.mapped
+        return has_changed

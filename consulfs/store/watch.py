@@ -211,7 +211,8 @@ class Watch:
             self._in_doubt = True
             return False
         self._cache.begin_anew(self.level)
-        self._tell(News(self.prefix, anew=True), {})
+        with self._order:
+            self._tell(News(self.prefix, anew=True), {})
         return True
 
     def _tell(self, news: News, records: Mapping[str, Record]) -> bool:
@@ -299,7 +300,8 @@ class Watch:
             return False
         busy = self._turns.taken(self.prefix + name for name in records)
         self._turns.wait_free(busy, OWN_SECONDS)
-        return self._tell(*self._cache.compare(self.level, records, ticket))
+        with self._order:
+            return self._tell(*self._cache.compare(self.level, records, ticket))
 
     def _here(self, records: Iterable[Record]) -> dict[str, Record]:
         """Those that stand in the directory itself, by name."""
