@@ -48,6 +48,7 @@ test: $(VENV)/.ready-test
 # Half an hour: a million keys are among it. BENCH=--quick is without them; --write puts the results into docs/.
 bench: $(VENV)/.ready-test
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/filesystem.py $(BENCH)
+	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/shares.py
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/client.py
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/transfer.py
 	@CONSUL="$$(tools/get-consul)" $(VENV)/bin/python benchmarks/waiters.py
