@@ -1,9 +1,10 @@
-"""Where the time of an operation goes: the processor time of all who take part in it. One table.
+"""Where the time of an operation goes: the processor time of all who take part in it, and a create by its steps.
 
     python benchmarks/shares.py
 
-Much of it overlaps: the programs, the daemon and Consul run beside each other, and the kernel releases a file while the
-program goes on. "kernel" is the time of the daemon inside system calls, and that of the kernel on its behalf.
+Two tables. Much of the first overlaps: the programs, the daemon and Consul run beside each other, and the kernel
+releases a file while the program goes on. "kernel" is the time of the daemon inside system calls, and that of the
+kernel on its behalf.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from rows import DEEP, ROUNDS, SMALL, settle, write_file
-from rows.writing import FOLDER, look
-from stage import Call, Mount, Stage, cpu, family, read_file, run
+from rows import DEEP, ROUNDS, SMALL, content, settle, write_file
+from rows.writing import FOLDER, look, put
+from stage import Call, Mount, Stage, cpu, each_of, family, read_file, run, take_turns
 from trees import ROOT
+
+from consulfs import consulate
+from consulfs.consulate.api.txn import Operation, encode, operation
 
 
 class Shares(NamedTuple):
@@ -46,6 +50,7 @@ def main() -> None:
                 show(name, "floor", works(floor))
         for who in ("consulfs", "floor"):
             show("tar, a file", who, [archive(stage, who) for _ in range(5)])
+        show_steps(steps(stage))
 
 
 def opens(mount: Mount) -> list[Shares]:
@@ -65,6 +70,33 @@ def creates(mount: Mount) -> list[Shares]:
 def archive(stage: Stage, who: str) -> Shares:
     with stage.consulfs(DEEP) if who == "consulfs" else stage.floor(DEEP) as mount:
         return of_each(mount, lambda: run(["tar", "c", "-C", mount.path, ROOT], stage.output), 1, len(DEEP))
+
+
+def steps(stage: Stage) -> dict[str, float]:
+    """Seconds of what a create is made of, each in its turn, and of the whole."""
+    with (
+        stage.raw(SMALL) as raw,
+        consulate.Consul("127.0.0.1", stage.store(SMALL)) as consul,
+        stage.floor(SMALL) as floor,
+        stage.consulfs(SMALL) as mount,
+    ):
+
+        def makes() -> list[Operation]:
+            return [operation("cas", f"steps/k{next(numbers)}", content(), flags=0, index=0)]
+
+        def create(mount: Mount) -> Call:
+            return lambda: write_file(f"{mount.path}/{FOLDER}/step{next(numbers)}", os.O_CREAT | os.O_TRUNC)
+
+        numbers = itertools.count()
+        works: dict[str, Call] = {
+            "PUT, http.client": partial(put, raw),
+            "transaction, http.client": lambda: raw.transact(encode(makes())),
+            "transaction, `consul.txn`": lambda: consul.txn.execute(makes()),
+            "create, floor": create(floor),
+            "create, consulfs": create(mount),
+        }
+        settle(partial(look, mount.path / FOLDER))
+        return take_turns(ROUNDS, {name: partial(each_of, call, 50) for name, call in works.items()})
 
 
 def of_each(mount: Mount, call: Call, count: int, files: int = 1) -> Shares:
@@ -92,6 +124,12 @@ def show(work: str, who: str, shares: list[Shares]) -> None:
     """A row: the means without the least and the most, since processor time is told in hundredths of a second."""
     means = [statistics.fmean(sorted(each)[1:-1]) for each in zip(*shares)]
     print(f"| {work}, {who} | {' | '.join(f'{each * 1e6:.0f}' for each in means)} |", flush=True)
+
+
+def show_steps(seconds: dict[str, float]) -> None:
+    print(f"\n| median of {ROUNDS} | us |\n|---|---|")
+    for name, each in seconds.items():
+        print(f"| {name} | {each * 1e6:.0f} |")
 
 
 if __name__ == "__main__":

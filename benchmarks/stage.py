@@ -78,6 +78,10 @@ class Raw:
         self._connection.request("PUT", f"/v1/kv/{key}", content)
         self._connection.getresponse().read()
 
+    def transact(self, body: bytes) -> None:
+        self._connection.request("PUT", "/v1/txn", body)
+        self._connection.getresponse().read()
+
     def names(self, folder: str) -> list[str]:
         found: list[str] = self.get(f"{folder}/?keys&separator=/")[0]
         return found
