@@ -167,7 +167,7 @@ def table_of(results: Sequence[Result]) -> str:
 
 # -- the chart -----------------------------------------------------------------------------------------------
 
-NAMES, BARS, NUMBERS, REQUESTS, LINE, TOP = 390, 300, 70, 240, 24, 44
+NAMES, BARS, NUMBERS, REQUESTS, LINE, TOP = 390, 300, 70, 330, 24, 44
 """Widths of the chart's columns, height of a line and of its head, in pixels."""
 
 MOST = 2.0
