@@ -9,7 +9,8 @@ JOBS ?= 4
 
 MOUNT_PACKAGES = fusermount3=fuse3 setfattr=attr
 DEMO_PACKAGES = curl=curl jq=jq
-TEST_PACKAGES = $(DEMO_PACKAGES) rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux
+TEST_PACKAGES = $(DEMO_PACKAGES) rsync=rsync git=git vim=vim nano=nano make=make pgrep=procps unshare=util-linux \
+	inotifywait=inotify-tools entr=entr
 
 .PHONY: help demo demo-stop test bench lint install clean
 

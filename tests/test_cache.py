@@ -57,6 +57,32 @@ def test_of_two_answers_the_one_that_was_asked_for_later_counts(cache):
     assert cache.listing("d/").files == {"a"}
 
 
+def test_what_a_key_is_found_to_be_counts_for_the_names_that_were_read_before_it_too(cache):
+    cache.put_listing("", Listing({"b"}), cache.ticket())
+    cache.put_listing("d/", Listing({"b"}), cache.ticket())
+    version = cache.version
+    cache.put("d/a", record(), cache.ticket())
+    assert cache.listing("d/").files == {"a", "b"}
+    assert cache.listing("").directories == {"d"}
+    assert cache.version != version
+    cache.put("d/b", MISSING, cache.ticket())
+    assert cache.listing("d/").files == {"a"}
+    assert cache.listing("").files == {"b"}
+    version = cache.version
+    cache.put("d/c/marker", MISSING, cache.ticket())
+    cache.put("d/a", record(index=12), cache.ticket())
+    assert cache.version == version
+    assert cache.listing("d/") == Listing({"a"})
+
+
+def test_but_not_for_names_that_may_have_been_read_after_it(cache):
+    early = cache.ticket()
+    cache.put_listing("d/", Listing({"b"}), cache.ticket())
+    cache.put("d/a", record(), early)
+    cache.put("d/b", MISSING, early)
+    assert cache.listing("d/").files == {"b"}
+
+
 def test_without_a_lifetime_only_what_is_watched_is_known():
     cache = Cache(1 << 20, 0)
     cache.put("d/a", record(), cache.ticket())

@@ -258,6 +258,29 @@ def test_what_stands_for_a_second_is_asked_for_once_a_second(agent, curl, gauge)
         assert program("open('t/d0000/k00003', 'rb').read()") == b"new"
 
 
+def test_what_a_descriptor_shows_is_there_by_its_path(agent, curl):
+    """The names of the directory were read a moment before, when the file was gone."""
+    with Mount(agent.address, "cache=ttl,virtual=hidden,timeout=30") as mount, Program(mount.path) as program:
+        curl.put("d/other", b"")
+        for number in range(3):
+            curl.put("d/f", b"old")
+            until(lambda: program("os.path.exists('d/f')"))
+            file = program("os.open('d/f', os.O_RDONLY)")
+            curl.delete("d/f")
+            time.sleep(SETTLED)
+            assert program("os.listdir('d')") == ["other"]
+            value = b"%d" % number
+            curl.put("d/f", value)
+            seen = program(f"os.pread({file}, 9, 0)")
+            assert seen in (b"old", value)
+            if seen == value:
+                assert program("open('d/f', 'rb').read()") == value
+                assert sorted(program("os.listdir('d')")) == ["f", "other"]
+            program(f"os.close({file})")
+            curl.delete("d/f")
+            time.sleep(SETTLED)
+
+
 # -- attr_timeout ------------------------------------------------------------------------------------------------
 
 

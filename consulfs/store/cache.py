@@ -63,6 +63,7 @@ class _Entry(NamedTuple):
 class _Listed(NamedTuple):
     listing: Listing
     asked: float
+    answered: float
     as_of: int = 0
 
 
@@ -174,6 +175,7 @@ class Cache:
             level = self._levels.get(prefix)
             if level is not None and isinstance(known, Record):
                 level.learn(name, known)
+            self._amend(prefix, name, isinstance(known, Record), asked)
             return known
 
     # -- listings --------------------------------------------------------------------------------------------
@@ -485,9 +487,23 @@ class Cache:
             return  # a slower answer than that
         self._listings.pop(prefix, None)
         self.version += before is None or before.listing != listing
-        found = _Listed(listing, asked, index)
+        found = _Listed(listing, asked, time.monotonic(), index)
         if _names_in(found) <= MOST_LISTED:
             self._listings[prefix] = found
+
+    def _amend(self, prefix: str, name: str, is_there: bool, asked: float) -> None:
+        """Somebody has asked for a key: the names that were read before that are older.
+
+        Else a program that has read a file by its descriptor, or was told that it is gone, would be told the contrary
+        by its path, or by the listing, for the rest of the second.
+        """
+        listed = self._listings.get(prefix)
+        if listed is not None and listed.answered < asked and (name in listed.listing) is not is_there:
+            listed.listing.enter(name, is_there)
+            self.version += 1
+        if is_there and prefix:
+            parent, component = above(prefix)
+            self._amend(parent, f"{component}/", True, asked)
 
     def _doubt(self, prefix: str) -> None:
         self.version += 1
