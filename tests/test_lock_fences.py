@@ -68,7 +68,7 @@ def test_a_lock_guards_other_files_too_and_descriptors_that_were_open_before(loc
     assert one("pread", 2) == "old"
     with open(mounts[0].path / "size", "rb") as file:
         assert os.fstat(file.fileno()).st_size == 3
-        for number in range(4):
+        for number in range(30):
             text = "new" + "!" * number
             other("flock", 1, LOCK_EX)
             for name, key in ((2, "data"), (3, "size")):

@@ -160,3 +160,25 @@ def test_a_handle_whose_edits_were_dropped_may_write_again():
     append(node, 1, b"+two")
     node.keep(node.plan())
     assert node.content == b"base+two"
+
+
+def test_what_others_did_is_held_until_the_kernel_has_forgotten():
+    node = opened(b"old")
+    node.adopt(record(b"newer", 2))
+    assert node.hold()
+    assert node.tell()[0] == b"old"
+    node.let_go()
+    assert node.tell()[0] == b"newer"
+
+
+def test_after_a_lock_nothing_from_before_it_is_held():
+    """A watch tells of the change when the kernel was made to forget the file already."""
+    node = opened(b"old")
+    node.bare()
+    node.adopt(record(b"newer", 2))
+    assert not node.hold()
+    assert node.tell()[0] == b"newer"
+    assert node.mapped is None
+    node.adopt(record(b"newest", 3))  # now the kernel has something to forget
+    assert node.hold()
+    assert node.tell()[0] == b"newer"

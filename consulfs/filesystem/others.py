@@ -153,8 +153,7 @@ class Others:
     def _forget_open(self, node: Node) -> None:
         self._forget(node.key)
         with node.state:
-            node.let_go()
-            node.show()
+            node.bare()
         self._forget(node.key)  # what was read in between was shown as it had been told before
 
     def _repeat(self, replay: Replay, news: News, forgotten: Iterable[threading.Event]) -> None:

@@ -114,6 +114,7 @@ class Node:
         self.mapped: Optional[Union[bytes, bytearray]] = None
         self.held = False  # what is shown goes on being so, whoever asks, until the kernel has been made to forget
         self.asked = False  # the kernel was told of what is held
+        self.is_bare = False  # the kernel was made to forget it for a lock, and has been told of nothing since
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
         self.outdated = False  # another host may have changed it before a lock was taken here
         # What was written here met what others had done: the kernel cannot reckon its size.
@@ -166,12 +167,19 @@ class Node:
         """The content is shown as it is."""
         self.shown, self.held = None, False
 
+    def bare(self) -> None:
+        """The kernel knows nothing of it, and nothing from before may be shown any more: a lock was taken."""
+        self.let_go()
+        self.show()
+        self.is_bare = True
+
     def tell(self) -> tuple[Union[bytes, bytearray], Optional[tuple[int, int]]]:
         """The kernel is told of the content, and its version: of the content as it is, unless another one is held."""
         if self.held and self.shown is not None:
             self.asked = True
             return self.shown, self.shown_version
         self.show()
+        self.is_bare = False
         return self.content, self.version
 
     @property
@@ -219,9 +227,10 @@ class Node:
         new = record.modify_index
         if self.base is None or (new is not None and (old is None or new > old)):
             if self.base is None or self.base.value != record.value:
-                if self.shown is None and self.base is not None:
-                    self.shown, self.shown_version = self.content, version_of(self.base)
-                self.mapped = self.content if self.mapped is None else self.mapped
+                if not self.is_bare:
+                    if self.shown is None and self.base is not None:
+                        self.shown, self.shown_version = self.content, version_of(self.base)
+                    self.mapped = self.content if self.mapped is None else self.mapped
                 self.content = record.value
             self.base = record
 

@@ -252,7 +252,7 @@ class OpenFiles:
         node = handle.node
         with node.state:
             content = node.content if node.shown is None else node.shown
-            node.asked = True
+            node.asked, node.is_bare = True, False
             node.mapped = node.mapped if node.held else None
             return bytes(content[offset : offset + size])
 
