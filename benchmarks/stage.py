@@ -75,11 +75,13 @@ class Raw:
         return json.loads(answer.read()), int(answer.headers["X-Consul-Index"])
 
     def put(self, key: str, content: bytes) -> None:
-        self._connection.request("PUT", f"/v1/kv/{key}", content)
-        self._connection.getresponse().read()
+        self._put(f"kv/{key}", content)
 
     def transact(self, body: bytes) -> None:
-        self._connection.request("PUT", "/v1/txn", body)
+        self._put("txn", body)
+
+    def _put(self, target: str, body: bytes) -> None:
+        self._connection.request("PUT", f"/v1/{target}", body)
         self._connection.getresponse().read()
 
     def names(self, folder: str) -> list[str]:

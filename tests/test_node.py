@@ -182,3 +182,14 @@ def test_after_a_lock_nothing_from_before_it_is_held():
     node.adopt(record(b"newest", 3))  # now the kernel has something to forget
     assert node.hold()
     assert node.tell()[0] == b"newer"
+
+
+def test_a_page_that_was_written_after_a_lock_is_one_that_the_kernel_has():
+    node = opened(b"old")
+    node.bare()
+    append(node, 1, b"+own")
+    node.plan()
+    node.settle(record(b"old+own", 2))
+    node.adopt(record(b"OLD+own", 3))
+    assert node.mapped == b"old+own"
+    assert node.hold()

@@ -79,6 +79,15 @@ def above(prefix: str) -> tuple[str, str]:
     return prefix[:at], prefix[at:-1]
 
 
+def levels_of(key: str) -> Iterator[tuple[str, str]]:
+    """Where a key shows: the prefix of each level above it with the name there, from its own up."""
+    prefix, name = place(key)
+    yield prefix, name
+    while prefix:
+        prefix, component = above(prefix)
+        yield prefix, f"{component}/"
+
+
 def lineage(key: str) -> Iterator[str]:
     """A key and every prefix above it, down to ""."""
     yield key
@@ -175,7 +184,7 @@ class Cache:
             level = self._levels.get(prefix)
             if level is not None and isinstance(known, Record):
                 level.learn(name, known)
-            self._amend(prefix, name, isinstance(known, Record), asked)
+            self._amend(key, isinstance(known, Record), asked)
             return known
 
     # -- listings --------------------------------------------------------------------------------------------
@@ -491,19 +500,17 @@ class Cache:
         if _names_in(found) <= MOST_LISTED:
             self._listings[prefix] = found
 
-    def _amend(self, prefix: str, name: str, is_there: bool, asked: float) -> None:
+    def _amend(self, key: str, is_there: bool, asked: float) -> None:
         """Somebody has asked for a key: the names that were read before that are older.
 
         Else a program that has read a file by its descriptor, or was told that it is gone, would be told the contrary
         by its path, or by the listing, for the rest of the second.
         """
-        listed = self._listings.get(prefix)
-        if listed is not None and listed.answered < asked and (name in listed.listing) is not is_there:
-            listed.listing.enter(name, is_there)
-            self.version += 1
-        if is_there and prefix:
-            parent, component = above(prefix)
-            self._amend(parent, f"{component}/", True, asked)
+        for prefix, name in levels_of(key) if is_there else [place(key)]:
+            listed = self._listings.get(prefix)
+            if listed is not None and listed.answered < asked and (name in listed.listing) is not is_there:
+                listed.listing.enter(name, is_there)
+                self.version += 1
 
     def _doubt(self, prefix: str) -> None:
         self.version += 1
@@ -541,8 +548,7 @@ class Cache:
 
     def _name(self, record: Record) -> None:
         """Enter a key into the known listings of the directories above it."""
-        prefix, name = place(record.key)
-        while True:
+        for prefix, name in levels_of(record.key):
             listed = self._listings.get(prefix)
             if listed is not None:
                 self.version += name not in listed.listing
@@ -553,10 +559,6 @@ class Cache:
             elif level is not None:
                 self.version += level.listing is None or name not in level.listing
                 level.wrote(name, record)
-            if not prefix:
-                return
-            prefix, component = above(prefix)
-            name = f"{component}/"
 
     def _unname(self, prefix: str, name: str) -> None:
         self.version += 1

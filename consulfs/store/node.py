@@ -114,7 +114,7 @@ class Node:
         self.mapped: Optional[Union[bytes, bytearray]] = None
         self.held = False  # what is shown goes on being so, whoever asks, until the kernel has been made to forget
         self.asked = False  # the kernel was told of what is held
-        self.is_bare = False  # the kernel was made to forget it for a lock, and has been told of nothing since
+        self.is_bare = False  # the kernel was made to forget all of it, and has had nothing of it since
         self.held_by_kernel = False  # what is outdated, as far as the kernel may show it without asking
         self.outdated = False  # another host may have changed it before a lock was taken here
         # What was written here met what others had done: the kernel cannot reckon its size.
@@ -168,10 +168,10 @@ class Node:
         self.shown, self.held = None, False
 
     def bare(self) -> None:
-        """The kernel knows nothing of it, and nothing from before may be shown any more: a lock was taken."""
-        self.let_go()
+        """The kernel knows nothing of it, and nothing from before is shown any more: a lock was taken, or a store has
+        brought what others did."""
         self.show()
-        self.is_bare = True
+        self.mapped, self.is_bare = None, True
 
     def tell(self) -> tuple[Union[bytes, bytearray], Optional[tuple[int, int]]]:
         """The kernel is told of the content, and its version: of the content as it is, unless another one is held."""
@@ -189,6 +189,7 @@ class Node:
 
     def change(self, owner: int, change: edits.Change) -> None:
         self.show()
+        self.is_bare = False  # the kernel has the page that was written
         if isinstance(self.content, bytes):
             self.content = bytearray(self.content)
         edits.apply(self.content, change)
