@@ -20,6 +20,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from consulfs import workers
 from consulfs.consulate import ConsulateException
 from consulfs.errors import Interrupted, Unlogged, errno_of
 from consulfs.filesystem import NOW
@@ -81,33 +82,6 @@ _mount: Optional[int] = None
 _thread = threading.local()
 
 
-def _keep_thread() -> None:
-    """Have Python know this thread of libfuse's until it ends.
-
-    ctypes makes a thread state for each callback on a thread that Python did not start, and drops it after that: an
-    mmap, a munmap and an interruption of the other processors a time, and all thread-locals anew. One that is held
-    once more than released stays (docs.python.org, c-api/init: PyGILState_Ensure).
-    """
-    _thread.is_kept = True
-    if threading.get_ident() != threading.main_thread().ident and not _at_thread_exit(_on_end, None, _MAIN_PROGRAM):
-        ctypes.pythonapi.PyGILState_Ensure()
-
-
-def _let_thread_go(_: Optional[int]) -> None:
-    """Called as the thread ends: what is left held then is this callback's own."""
-    ctypes.pythonapi.PyGILState_Release(0)  # PyGILState_LOCKED: it goes on holding the interpreter's lock
-
-
-_MAIN_PROGRAM = ctypes.c_void_p(1)
-"""An address that is in no library: whose destructor it is, which keeps that one from being unloaded."""
-
-_on_end = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_let_thread_go)
-
-# What C++ registers the destructors of thread_local objects with (glibc, also used by Rust's). A pthread key's would
-# come too late: Python's own key, by which it knows the thread, is cleared before it (glibc, nptl_deallocate_tsd.c).
-# Without it all goes on, only slower.
-_at_thread_exit = getattr(ctypes.CDLL(None), "__cxa_thread_atexit_impl", lambda *_: -1)
-
 WITHOUT_REQUEST = ("init_fuse_3", "destroy")
 
 OPERATIONS = (
@@ -149,9 +123,9 @@ def invalidate(path: str) -> None:
     It waits for the READs and WRITEs of that file that are under way: no operation, and no thread that one waits for,
     may call it. What the kernel does not know is no error, nor a mount that has ended.
     """
-    mount = _mount
-    if mount is not None:
-        _fuse.fuse_invalidate_path(mount, path.encode("utf-8", "surrogateescape"))
+    with workers.held() as loop_runs:
+        if loop_runs:
+            _fuse.fuse_invalidate_path(_mount, path.encode("utf-8", "surrogateescape"))
 
 
 def require_libfuse3() -> None:
@@ -219,8 +193,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         """Every callback runs through here: exceptions become errnos, and the log says what an errno cannot."""
-        if not getattr(_thread, "is_kept", False):
-            _keep_thread()
+        workers.keep()
         try:
             _thread.in_request = func.__name__ not in WITHOUT_REQUEST
             self._fs.begin()
@@ -270,8 +243,6 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
         self._on_ready()
 
     def destroy(self, private_data: Any) -> None:
-        global _mount
-        _mount = None
         self._fs.destroy()
 
     # -- names and attributes --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ FLOORS = {
     "repeater": 2,
     "source": 1,
     "threads": 1,
+    "workers": 1,
     "store": 2,
     "tree": 3,
     "filesystem": 4,

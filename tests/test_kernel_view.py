@@ -39,6 +39,16 @@ def test_without_a_timeout_it_is_never_behind():
     assert not kernel.is_behind("k", 2)
 
 
+def test_a_name_that_it_was_just_told_is_one_that_it_has_without_a_timeout_too():
+    """An open(2) asks for the name, and then for the rights, however short names stand."""
+    for timeout in (0, 1e9):
+        kernel = Kernel(timeout)
+        kernel.tell("k", 1, "/k")
+        assert not kernel.loses("another", "/another")
+        assert kernel.loses("k", "/k")
+        assert not kernel.loses("k", "/k")
+
+
 def test_what_it_was_made_to_forget_is_not_behind():
     kernel = Kernel(1e9)
     kernel.tell("k", 1)

@@ -28,6 +28,9 @@ SENT_SECONDS = 0.2
 NAME_SECONDS = 1.0
 """For so long at most the kernel keeps the name of a file that it was told of."""
 
+OPEN_SECONDS = 1.0
+"""For so long an open(2) may be under way that was told that a name is there, and asks next whether it may have it."""
+
 TOLD, OPENED = 1 << 14, 1 << 16
 """Files of which it is remembered what attributes the kernel was told of late, and which pages it has; one that is
 forgotten is looked at anew, and its pages are not kept."""
@@ -54,13 +57,12 @@ class Kernel:
 
         :param path: where it asked for them by name
         """
-        if self._attr_timeout:
-            with self._lock:
-                before = self._told.pop(key, None)
-                path = path or (before[1] if before is not None else "")
-                forgotten = _make_room(self._told, TOLD)
-                self._forgotten = forgotten[2] if forgotten is not None else self._forgotten
-                self._told[key] = version, path, time.monotonic(), True
+        with self._lock:
+            before = self._told.pop(key, None)
+            path = path or (before[1] if before is not None else "")
+            forgotten = _make_room(self._told, TOLD)
+            self._forgotten = forgotten[2] if forgotten is not None else self._forgotten
+            self._told[key] = version, path, time.monotonic(), True
 
     def is_behind(self, key: str, version: Version) -> bool:
         """Whether it takes the attributes of another content as true."""
@@ -69,10 +71,10 @@ class Kernel:
             return stands and told != version and moment + self._attr_timeout > time.monotonic()
 
     def loses(self, key: str, path: str = "") -> bool:
-        """A file is gone; whether it has taken a path as there until now, without asking."""
+        """A file is gone; whether it has taken a path as there until now, or was just told so."""
         with self._lock:
             _, had, moment, _ = self._told.pop(key, (None, "", 0.0, False))
-            oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS)
+            oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS) - OPEN_SECONDS
             return had == path and moment > max(oldest, self._renamed)
 
     def renames(self) -> None:
