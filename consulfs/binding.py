@@ -85,8 +85,8 @@ _thread = threading.local()
 WITHOUT_REQUEST = ("init_fuse_3", "destroy")
 
 OPERATIONS = (
-    "getattr readdir opendir releasedir statfs chmod chown utimens mkdir rmdir unlink rename mknod link symlink"
-    " open create read write truncate flush fsync release destroy getxattr listxattr setxattr removexattr init"
+    "getattr readdir opendir releasedir statfs chmod chown utimens mkdir rmdir unlink rename mknod link symlink open"
+    " create read write truncate fallocate flush fsync release destroy getxattr listxattr setxattr removexattr init"
 ).split()
 
 LOCK_OPERATIONS = ("flock", "lock")
@@ -340,6 +340,9 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def truncate_fuse_3(self, path: Optional[bytes], size: int, info: Any) -> None:
         self._fs.truncate(None if path is None else _name(path), size, _handle(info), _pid())
+
+    def fallocate(self, path: Optional[bytes], mode: int, offset: int, size: int, info: Any) -> None:
+        self._fs.fallocate(info.contents.fh)
 
     def flush(self, path: Optional[bytes], info: Any) -> None:
         self._fs.flush(info.contents.fh, _pid())

@@ -25,6 +25,11 @@ from consulfs.mounts import CONSULFS, mounted_at
 log = logging.getLogger(__name__)
 
 PR_SET_NAME = 15
+FALLOC_FL_KEEP_SIZE = 1
+
+_libc = ctypes.CDLL(None)
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has one, which takes 64 bits
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Deed(enum.Enum):
@@ -118,7 +123,7 @@ def _live(root: str, theirs: socket.socket) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # sent to the daemon's whole group; it ends when the daemon has
-        ctypes.CDLL(None).prctl(PR_SET_NAME, b"consulfs-repeat")
+        _libc.prctl(PR_SET_NAME, b"consulfs-repeat")
         _keep_only(theirs.fileno())
         os.chdir("/")
         hand = _Hand(root)
@@ -186,10 +191,13 @@ def _do(deed: Deed, path: str, root: int) -> None:
         os.unlink(path, dir_fd=root)
     else:
         # MODIFY and CLOSE_WRITE, and the kernel learns the size anew.
+        # Not by ftruncate: as long as that is under way the kernel drops the size that a program is just being told,
+        # and cuts what it reads to the one before (Linux, fs/fuse: FUSE_I_SIZE_UNSTABLE; measured).
         new = os.O_CREAT | os.O_EXCL if deed is Deed.CREATE else 0
         file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | new, 0o600, dir_fd=root)
         try:
-            os.ftruncate(file, os.fstat(file).st_size)
+            os.fstat(file)
+            _fallocate(file, FALLOC_FL_KEEP_SIZE, 0, 1)
         finally:
             os.close(file)
 

@@ -135,6 +135,10 @@ class Branch:
     def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
         refuse_change()
 
+    def fallocate(self, fh: int) -> None:
+        """Make room for a part of a file: Consul has no such thing, and a program that wants it writes zeros."""
+        raise OSError(errno.ENOTSUP, "no room can be kept")
+
     def flush(self, fh: int, pid: int) -> None:
         """A descriptor is closed: there is nothing to store."""
 

@@ -202,6 +202,10 @@ class Filesystem:
             branch, path = self._at(path or "/", changes=True)
             branch.truncate(path, size, None, pid)
 
+    def fallocate(self, fh: int) -> None:
+        branch, number = self._held(fh)
+        branch.fallocate(number)
+
     def flush(self, fh: int, pid: int) -> None:
         branch, number = self._held(fh)
         branch.flush(number, pid)

@@ -1,9 +1,9 @@
 """inotify for changes that others made: a helper repeats them on the mount, where they are answered and do nothing.
 
 The kernel tells programs of what is done through it, and of nothing else. So a helper process does it once more:
-creates the file that another host has created, cuts the one that was changed to the size that it has, removes the one
-that is gone. Its operations come here. It is answered as things stood before the change, else the kernel would have
-nothing to do: a file that is there already is not created.
+creates the file that another host has created, has room made for what the one that was changed has already, removes
+the one that is gone. Its operations come here. It is answered as things stood before the change, else the kernel would
+have nothing to do: a file that is there already is not created.
 
 The helper is a process of its own, which has no hold of the mount's end: a daemon that is killed inside a call on its
 own mount could not die.
@@ -122,8 +122,8 @@ class Replay(Branch):
         self._do(path)
         return Opened(next(self._numbers))
 
-    def truncate(self, path: Optional[str], size: int, fh: Optional[int], pid: int) -> None:
-        """The size is what it is."""
+    def fallocate(self, fh: int) -> None:
+        """The room is there."""
 
     def mkdir(self, path: str) -> None:
         self._do(path)
