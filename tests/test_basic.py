@@ -152,3 +152,13 @@ def test_statfs(mnt):
 def test_a_log_of_ordinary_work_is_empty(mnt):
     mnt.ok("echo x > f; cat f; mkdir d; mv f d; rm -r d; cat nothing 2>/dev/null; true")
     assert mnt.log_text() == ""
+
+
+def test_room_that_cannot_be_kept_is_written(mnt, curl):
+    """fallocate(2) is not supported; what posix_fallocate(3) does without it is."""
+    mnt.ok("printf abc > f")
+    with open(mnt.path / "f", "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, 10)
+    assert curl.get("f") == b"abc" + bytes(7)
+    assert "not supported" in mnt.sh("LC_ALL=C fallocate --keep-size --length 10 f").stderr
+    assert curl.get("f") == b"abc" + bytes(7)
