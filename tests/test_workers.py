@@ -1,4 +1,4 @@
-"""libfuse's threads: the last one ends after what is being told to the kernel. With threads that Python did not start."""
+"""libfuse's threads: the last one ends after what is being told to the kernel. Threads that Python did not start."""
 
 from __future__ import annotations
 
