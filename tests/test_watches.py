@@ -295,6 +295,8 @@ def until_in_use(mount, proxy) -> set[str]:
     deadline = time.monotonic() + 60
     while True:
         assert content(mount.path / "used/f") == b"x"
+        # The watch of `used` says that it is there, and the root need not be asked for it.
+        assert not (mount.path / "missing").exists()
         lacking = {"", "used/"} - set(proxy.watched())
         if not lacking or time.monotonic() > deadline:
             return lacking
