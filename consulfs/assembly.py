@@ -179,7 +179,7 @@ class Assembly:
         # A session belongs to a node of its datacenter, and this mount's agent is none of another.
         has_sessions = not space
         kernel = Kernel(self._settled["attr_timeout"])
-        others = Others(tree, files, kernel, self._notices)
+        others = Others(tree, files, kernel, self._notices, f"/{DATACENTERS}/{space}" if space else "")
         files.listen(on_merged=others.refresh)
         keys = KVBranch(
             tree,
@@ -193,6 +193,7 @@ class Assembly:
             kernel,
             binding.caller,
             others.expire,
+            others.forget_gone,
             read_only,
             at_close,
             has_sessions and options["locks"] != "off",

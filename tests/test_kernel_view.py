@@ -67,6 +67,34 @@ def test_pages_are_kept_from_one_open_to_the_next_of_the_same_content_and_path()
     assert not kernel.opens("/k", "k", 2)
 
 
+def test_names_that_it_takes_as_there_and_that_are_gone_are_known():
+    kernel = Kernel(1e9)
+    for key, path in (("a", "/a"), ("b", "/b"), ("d/", "/d"), ("d/a", "/d/a"), ("d/b", "/d/b%value")):
+        kernel.tell(key, 1, path)
+    kernel.tell("c", 1)  # by a handle
+    assert kernel.gone_from("/", ["a", "b", "d"]) == []
+    assert kernel.gone_from("/", []) == ["a", "b", "d/"]
+    assert kernel.gone_from("/d", ["a", "b"]) == ["d/b"]
+    assert kernel.gone_from("/e", []) == []
+    kernel.forget("a")
+    kernel.loses("b")
+    assert kernel.gone_from("/", []) == ["d/"]
+    kernel.tell("d/a", 1, "/a")  # renamed
+    assert kernel.gone_from("/d", []) == ["d/b"]
+    assert sorted(kernel.gone_from("/", [])) == ["d/", "d/a"]
+    for number in range(module.TOLD):
+        kernel.tell(f"{number}", 1, f"/e/{number}")
+    assert kernel.gone_from("/", []) == kernel.gone_from("/d", []) == []
+    assert len(kernel.gone_from("/e", ["1"])) == module.TOLD - 1
+    assert Kernel(0).gone_from("/", []) == []
+
+
+def test_without_a_timeout_no_name_is_taken_as_there():
+    kernel = Kernel(0)
+    kernel.tell("a", 1, "/a")
+    assert kernel.gone_from("/", []) == []
+
+
 def test_the_files_that_are_remembered_are_bounded():
     kernel = Kernel(1e9)
     assert not kernel.is_behind("never told", 2)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import Any, Optional, TypeVar
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Optional, TypeVar
 
 T = TypeVar("T")
 
@@ -36,6 +37,22 @@ TOLD, OPENED = 1 << 14, 1 << 16
 forgotten is looked at anew, and its pages are not kept."""
 
 
+class _Told(NamedTuple):
+    """Attributes that it was told.
+
+    :ivar path: by which it asked for them
+    :ivar stands: it has not been made to forget them since
+    """
+
+    version: Version
+    path: str
+    moment: float
+    stands: bool = True
+
+
+_NOTHING = _Told(None, "", -math.inf, False)
+
+
 class Kernel:
     """What the kernel was told.
 
@@ -45,8 +62,8 @@ class Kernel:
     def __init__(self, attr_timeout: float) -> None:
         self._attr_timeout = attr_timeout
         self._lock = threading.Lock()
-        # Of which path, when, and whether it has not forgotten it since.
-        self._told: dict[str, tuple[Version, str, float, bool]] = {}
+        self._told: dict[str, _Told] = {}
+        self._names: dict[str, dict[str, str]] = {}  # the keys of _told by path, by the path of their directory
         self._renamed = 0.0
         self._forgotten = -math.inf  # when it was told of the last one of which that is no longer remembered
         self._pages: dict[str, tuple[str, Version]] = {}
@@ -58,24 +75,45 @@ class Kernel:
         :param path: where it asked for them by name
         """
         with self._lock:
-            before = self._told.pop(key, None)
-            path = path or (before[1] if before is not None else "")
-            forgotten = _make_room(self._told, TOLD)
-            self._forgotten = forgotten[2] if forgotten is not None else self._forgotten
-            self._told[key] = version, path, time.monotonic(), True
+            before = self._told.pop(key, _NOTHING)
+            path = path or before.path
+            if path != before.path:
+                self._take_name(before.path)
+                self._names.setdefault(_directory_of(path), {})[path] = key
+            if len(self._told) >= TOLD:
+                oldest = self._told.pop(next(iter(self._told)))
+                self._take_name(oldest.path)
+                self._forgotten = oldest.moment
+            self._told[key] = _Told(version, path, time.monotonic())
 
     def is_behind(self, key: str, version: Version) -> bool:
         """Whether it takes the attributes of another content as true."""
         with self._lock:
-            told, _, moment, stands = self._told.get(key, (None, "", self._forgotten, True))
-            return stands and told != version and moment + self._attr_timeout > time.monotonic()
+            told = self._told.get(key) or _Told(None, "", self._forgotten)
+            return told.stands and told.version != version and told.moment + self._attr_timeout > time.monotonic()
 
     def loses(self, key: str, path: str = "") -> bool:
         """A file is gone; whether it has taken a path as there until now, or was just told so."""
         with self._lock:
-            _, had, moment, _ = self._told.pop(key, (None, "", 0.0, False))
+            told = self._told.pop(key, _NOTHING)
+            self._take_name(told.path)
             oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS) - OPEN_SECONDS
-            return had == path and moment > max(oldest, self._renamed)
+            return told.path == path and told.moment > max(oldest, self._renamed)
+
+    def gone_from(self, directory: str, names: Iterable[str]) -> list[str]:
+        """The keys of those names in a directory that it takes as there, with attributes, and that are not among these.
+
+        :param directory: its path
+        """
+        base = directory.rstrip("/")
+        with self._lock:
+            told = self._names.get(base)
+            if not told:
+                return []
+            oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS)
+            there = {f"{base}/{name}" for name in names}
+            keys = [key for path, key in told.items() if path not in there]
+            return [key for key in keys if self._told[key].stands and self._told[key].moment > oldest]
 
     def renames(self) -> None:
         """It gives files other names: of none that it was told before is it known whether it still has that."""
@@ -113,9 +151,19 @@ class Kernel:
         """
         with self._lock:
             told = self._told.get(key)
-            if told is not None and (before is None or told[2] <= before):
-                self._told[key] = *told[:3], False  # it may have the name all the same
+            if told is not None and (before is None or told.moment <= before):
+                self._told[key] = told._replace(stands=False)  # it may have the name all the same
             self._pages.pop(key, None)
+
+    def _take_name(self, path: str) -> None:
+        names = self._names.get(_directory_of(path), {})
+        names.pop(path, None)
+        if not names:
+            self._names.pop(_directory_of(path), None)
+
+
+def _directory_of(path: str) -> str:
+    return path[: path.rfind("/")]
 
 
 def _make_room(table: dict[Any, T], most: int) -> Optional[T]:

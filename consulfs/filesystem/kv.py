@@ -57,6 +57,7 @@ class KVBranch(Branch):
     :param kernel: what the kernel was told
     :param caller: tells for which program's thread the present operation is
     :param expire: has it forget what it holds of open files, one of which was locked; returns when it has
+    :param forget_gone: has it forget the attributes of files that are gone; returns when it has
     :param has_locks: whether flock and fcntl can lock a file
     :param has_sessions: whether a key can end with this mount
     """
@@ -74,6 +75,7 @@ class KVBranch(Branch):
         kernel: Kernel,
         caller: Callable[[], int],
         expire: Callable[[list[Node], Node], None],
+        forget_gone: Callable[[list[str]], None],
         read_only: bool = False,
         exclusive_at_close: bool = False,
         has_locks: bool = True,
@@ -92,6 +94,7 @@ class KVBranch(Branch):
         self._kernel = kernel
         self._caller = caller
         self._expire = expire
+        self._forget_gone = forget_gone
         self._read_only = read_only
         self._file_mode = stat.S_IFREG | (0o666 & ~owner.umask)
         self._made: dict[str, _Made] = {}
@@ -119,8 +122,11 @@ class KVBranch(Branch):
             raise OSError(errno.ESTALE, "deleted by another host")
 
     def readdir(self, path: str, plus: bool) -> list[Listed]:
-        shown = []
-        for name, spot, is_directory in self._tree.names_in(path, plus):
+        shown, names = [], self._tree.names_in(path, plus)
+        gone = self._kernel.gone_from(path, [name for name, _, _ in names])
+        if gone:
+            self._forget_gone(gone)
+        for name, spot, is_directory in names:
             found = None if is_directory or not plus else self._tree.known_file(spot)
             if found is not None:
                 attributes = self._attributes(found, f"{path.rstrip('/')}/{name}")
@@ -343,6 +349,8 @@ class KVBranch(Branch):
 
     def _attributes(self, entry: Entry, path: str = "") -> Attributes:
         if isinstance(entry, Directory):
+            if path.strip("/"):  # the root is in no listing
+                self._kernel.tell(entry.prefix, None, path)
             mtime, ctime = self._times.get(entry.prefix)
             mode = stat.S_IFDIR | (0o777 & ~self._owner.umask)
             return self._stat(entry.prefix, mode, 0, mtime, ctime, links=2)

@@ -30,7 +30,8 @@ LOCK_SECONDS, LOCKED_SECONDS = 2.0, 60.0
 the locked one: longer than a READ of it takes, for whose end the kernel waits."""
 
 FORGOTTEN_SECONDS = 1.0
-"""After so long inotify tells of a change though the kernel still has old content: some program's READ is stuck."""
+"""After so long inotify tells of a change, and a listing of what is gone, though the kernel still has what was before:
+some program's READ is stuck."""
 
 REPEATED = "inotify"
 """What is repeated, all in one order: a topic by itself, since those of files and directories begin with a slash."""
@@ -39,6 +40,7 @@ REPEATED = "inotify"
 class Others:
     """The listener of the watches.
 
+    :param base: the path of the tree's root on the mount, as what stands before all others
     :ivar on_directory: told of a directory that others have made, and of the one that it stands in
     :ivar replay: has inotify tell; None where it is not to
     """
@@ -49,11 +51,13 @@ class Others:
         files: OpenFiles,
         kernel: Kernel,
         notices: Notices,
+        base: str = "",
     ) -> None:
         self._tree = tree
         self._files = files
         self._kernel = kernel
         self._notices = notices
+        self._base = base
         self.replay: Optional[Replay] = None
         self.on_directory: Callable[[str, str], None] = lambda parent, prefix: None
         self._lock = threading.Lock()  # owns _unasked
@@ -69,7 +73,7 @@ class Others:
         # would drop the size that a program is just being told (see `_let_go`).
         names = news.changed - {node.key[len(news.prefix) :] for node in self._files.below(news.prefix)}
         if names or news.made or news.gone:
-            forgotten.append(self._notices.post(f"/{news.prefix}", lambda: self._announce(news, names)))
+            forgotten.append(self._post(news.prefix, lambda: self._announce(news, names)))
         # What is gone is not forgotten, but by the replay: of a name without attributes the kernel asks for these, is
         # told ENOENT, and so says `echo > key`, which would create it (open(2) checks the rights first; measured).
         replay = self.replay
@@ -92,7 +96,15 @@ class Others:
 
     def _about(self, node: Node, notice: Callable[[], object]) -> threading.Event:
         """Have something done about an open file."""
-        return self._notices.post(f"/{node.key}", notice)
+        return self._post(node.key, notice)
+
+    def forget_gone(self, keys: Iterable[str]) -> None:
+        """A listing is about to show that these are gone: the kernel is not to show afterwards what they were. Returns
+        when it has forgotten that; not if it waits for a READ that nobody answers."""
+        wait_for([self._post(key, partial(self._forget, key)) for key in keys], FORGOTTEN_SECONDS)
+
+    def _post(self, key: str, notice: Callable[[], object]) -> threading.Event:
+        return self._notices.post(f"{self._base}/{key}", notice)
 
     # -- on the threads of the notices -----------------------------------------------------------------------
 
@@ -104,12 +116,12 @@ class Others:
             self._forget(news.prefix + name)
         if news.made or news.gone:
             self._tree.renamed_by_others(news.prefix)
-            self._notices.invalidate(self._tree.path_of_directory(news.prefix))
+            self._notices.invalidate(self._base + self._tree.path_of_directory(news.prefix))
 
     def _forget(self, key: str) -> None:
         begin = time.monotonic()
         for path in self._tree.paths_of(key):
-            self._notices.invalidate(path)
+            self._notices.invalidate(self._base + path)
         self._kernel.forget(key, begin)
 
     def _let_go(self, node: Node) -> None:
