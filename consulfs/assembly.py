@@ -137,7 +137,7 @@ class Assembly:
         answers = self._caches[f"virtual {space}".rstrip()] = Answers(backend, self._patience)
         endpoints = tuple(each for each in ENDPOINTS if not (space and each.local))
         tree = VirtualTree(endpoints, facts, answers, binding.caller)
-        base = f"/{DATACENTERS}/{space}" if space else ""
+        base = _base_of(space)
         return VirtualBranch(
             tree,
             Times(),
@@ -179,7 +179,7 @@ class Assembly:
         # A session belongs to a node of its datacenter, and this mount's agent is none of another.
         has_sessions = not space
         kernel = Kernel(self._settled["attr_timeout"])
-        others = Others(tree, files, kernel, self._notices, f"/{DATACENTERS}/{space}" if space else "")
+        others = Others(tree, files, kernel, self._notices, _base_of(space))
         files.listen(on_merged=others.refresh)
         keys = KVBranch(
             tree,
@@ -279,3 +279,11 @@ class Assembly:
         metrics.gauge(
             "consulfs_open_files", "Open files that are keys.", lambda: sum(len(files) for files in list(self._files))
         )
+
+
+def _base_of(space: str) -> str:
+    """The path of a datacenter's root, as what stands before all of its paths.
+
+    :param space: as in `Assembly._datacenter`
+    """
+    return f"/{DATACENTERS}/{space}" if space else ""

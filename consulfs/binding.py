@@ -20,12 +20,12 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from consulfs import workers
 from consulfs.consulate import ConsulateException
 from consulfs.errors import Interrupted, Unlogged, errno_of
 from consulfs.filesystem import NOW
 from consulfs.processes import Heed, is_to_end
 from consulfs.store.locktable import END
+from consulfs.workers import Workers
 
 if ctypes.util.find_library("fuse3"):
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy takes libfuse 2 where both are installed
@@ -81,6 +81,7 @@ _mount: Optional[int] = None
 
 _thread = threading.local()
 
+_workers = Workers()
 
 WITHOUT_REQUEST = ("init_fuse_3", "destroy")
 
@@ -123,7 +124,7 @@ def invalidate(path: str) -> None:
     It waits for the READs and WRITEs of that file that are under way: no operation, and no thread that one waits for,
     may call it. What the kernel does not know is no error, nor a mount that has ended.
     """
-    with workers.held() as loop_runs:
+    with _workers.held() as loop_runs:
         if loop_runs:
             _fuse.fuse_invalidate_path(_mount, path.encode("utf-8", "surrogateescape"))
 
@@ -193,7 +194,7 @@ class _Session(mfusepy.FUSE):  # type: ignore[misc]  # the base has no annotatio
 
     def _wrapper(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         """Every callback runs through here: exceptions become errnos, and the log says what an errno cannot."""
-        workers.keep()
+        _workers.keep()
         try:
             _thread.in_request = func.__name__ not in WITHOUT_REQUEST
             self._fs.begin()

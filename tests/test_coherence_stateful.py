@@ -157,11 +157,7 @@ class Store(RuleBasedStateMachine):
 
     @rule(side=SIDES, name=NAMES)
     def read(self, side, name):
-        try:
-            found = self.path(side, name).read_bytes()
-        except FileNotFoundError:
-            found = None
-        self.shows(side, name, found)
+        self.shows(side, name, look(self.path(side, name)))
 
     @rule(side=SIDES, name=NAMES)
     def stat(self, side, name):
@@ -258,10 +254,10 @@ def look(path: Path) -> bytes | None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("options", ["", "notify=off", "cache=ttl"])
 def test_a_mount_never_goes_back(agent, curl, options):
+    Store.repeats = not options
     options = f"timeout=20,virtual=hidden,{options}".rstrip(",")
     with Mount(agent.address, options) as one, Mount(agent.address, options) as other:
         Store.mounts, Store.curl = (one, other), curl
-        Store.repeats = options == "timeout=20,virtual=hidden"
         run_state_machine_as_test(
             Store,
             settings=settings(

@@ -3,54 +3,60 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import threading
+import time
 
 import pytest
 
-from consulfs import workers
+from consulfs.workers import Workers
 
 LIBC = ctypes.CDLL(None)
 START = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 
+# One that waits for as long as it takes, but should not, is ended by this.
+pytestmark = pytest.mark.timeout(60)
+
 
 class Foreign:
-    """A thread of C's that runs a callback and ends."""
+    """A thread of C's that is kept until it is let go."""
 
-    def __init__(self, work) -> None:
-        self._start = START(lambda _: work())
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._kept, self._ends = threading.Event(), threading.Event()
+        self._start = START(lambda _: self._serve())
         self._number = ctypes.c_ulong()
         assert LIBC.pthread_create(ctypes.byref(self._number), None, self._start, None) == 0
+        self._kept.wait()
+
+    def _serve(self) -> None:
+        self._workers.keep()
+        self._workers.keep()
+        self._kept.set()
+        self._ends.wait()
 
     def join(self) -> None:
-        assert LIBC.pthread_join(self._number, None) == 0
+        """Let it go, and wait for its end: not in C, where nothing could end a test that hangs."""
+        self._ends.set()
+        while (failure := LIBC.pthread_tryjoin_np(self._number, None)) == errno.EBUSY:
+            time.sleep(0.01)
+        assert not failure
 
 
-@pytest.fixture
-def patient(monkeypatch):
-    monkeypatch.setattr(workers, "LAST_SECONDS", 60.0)
-
-
-@pytest.mark.timeout(120)
-def test_the_last_thread_ends_after_what_is_being_told(patient):
-    order, told, kept, ends = [], threading.Event(), threading.Event(), threading.Event()
+def test_the_last_thread_ends_after_what_is_being_told():
+    workers, order, tells = Workers(None), [], threading.Event()
+    foreign = Foreign(workers)
 
     def tell():
-        kept.wait()
         with workers.held() as loop_runs:
             order.append(loop_runs)
-            ends.set()
-            told.wait(0.5)  # what the thread does not wait for is done first
+            tells.set()
+            time.sleep(0.5)  # what the thread does not wait for is done first
             order.append("told")
-
-    def serve():
-        workers.keep()
-        workers.keep()
-        kept.set()
-        ends.wait()
 
     teller = threading.Thread(target=tell)
     teller.start()
-    foreign = Foreign(serve)
+    tells.wait()
     foreign.join()
     order.append("joined")
     teller.join()
@@ -59,37 +65,19 @@ def test_the_last_thread_ends_after_what_is_being_told(patient):
         assert not loop_runs
 
 
-@pytest.mark.timeout(120)
-def test_a_thread_that_is_not_the_last_ends_at_once(patient):
-    kept, ends = threading.Event(), threading.Event()
-
-    def serve():
-        workers.keep()
-        kept.set()
-        ends.wait()
-
-    last = Foreign(serve)
-    kept.wait()
+def test_a_thread_that_is_not_the_last_ends_at_once():
+    workers = Workers(None)
+    last = Foreign(workers)
     with workers.held() as loop_runs:
         assert loop_runs
-        Foreign(workers.keep).join()
-        ends.set()
+        Foreign(workers).join()
     last.join()
 
 
-@pytest.mark.timeout(120)
-def test_the_last_thread_does_not_wait_for_ever(monkeypatch):
+def test_the_last_thread_does_not_wait_for_ever():
     """The kernel may keep who tells it until the mount has ended, which waits for that thread."""
-    monkeypatch.setattr(workers, "LAST_SECONDS", 0.2)
-    kept, ends = threading.Event(), threading.Event()
-
-    def serve():
-        workers.keep()
-        kept.set()
-        ends.wait()
-
-    last = Foreign(serve)
-    kept.wait()
-    with workers.held():
-        ends.set()
+    workers = Workers()
+    last = Foreign(workers)
+    with workers.held() as loop_runs:
+        assert loop_runs
         last.join()

@@ -80,8 +80,8 @@ class Kernel:
             if path != before.path:
                 self._take_name(before.path)
                 self._names.setdefault(_directory_of(path), {})[path] = key
-            if len(self._told) >= TOLD:
-                oldest = self._told.pop(next(iter(self._told)))
+            oldest = _make_room(self._told, TOLD)
+            if oldest is not None:
                 self._take_name(oldest.path)
                 self._forgotten = oldest.moment
             self._told[key] = _Told(version, path, time.monotonic())
@@ -97,8 +97,7 @@ class Kernel:
         with self._lock:
             told = self._told.pop(key, _NOTHING)
             self._take_name(told.path)
-            oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS) - OPEN_SECONDS
-            return told.path == path and told.moment > max(oldest, self._renamed)
+            return told.path == path and told.moment > max(self._named_since() - OPEN_SECONDS, self._renamed)
 
     def gone_from(self, directory: str, names: Iterable[str]) -> list[str]:
         """The keys of those names in a directory that it takes as there, with attributes, and that are not among these.
@@ -110,7 +109,7 @@ class Kernel:
             told = self._names.get(base)
             if not told:
                 return []
-            oldest = time.monotonic() - min(self._attr_timeout, NAME_SECONDS)
+            oldest = self._named_since()
             there = {f"{base}/{name}" for name in names}
             keys = [key for path, key in told.items() if path not in there]
             return [key for key in keys if self._told[key].stands and self._told[key].moment > oldest]
@@ -154,6 +153,10 @@ class Kernel:
             if told is not None and (before is None or told.moment <= before):
                 self._told[key] = told._replace(stands=False)  # it may have the name all the same
             self._pages.pop(key, None)
+
+    def _named_since(self) -> float:
+        """When it was told of the names that it takes as there without asking."""
+        return time.monotonic() - min(self._attr_timeout, NAME_SECONDS)
 
     def _take_name(self, path: str) -> None:
         names = self._names.get(_directory_of(path), {})

@@ -68,14 +68,14 @@ class Others:
         changed = self._files.heed(news, records)
         if not (news or changed):
             return
-        forgotten = [self._about(node, partial(self._let_go, node)) for node in changed]
+        forgotten = [self._post(node.key, partial(self._let_go, node)) for node in changed]
         # An open file that is not among them shows what it was changed to already; were the kernel to forget it now, it
         # would drop the size that a program is just being told (see `_let_go`).
         names = news.changed - {node.key[len(news.prefix) :] for node in self._files.below(news.prefix)}
         if names or news.made or news.gone:
             forgotten.append(self._post(news.prefix, lambda: self._announce(news, names)))
-        # What is gone is not forgotten, but by the replay: of a name without attributes the kernel asks for these, is
-        # told ENOENT, and so says `echo > key`, which would create it (open(2) checks the rights first; measured).
+        # What is gone is forgotten by the replay, or when a listing is to leave it out, and not here: of a name without
+        # attributes the kernel asks for these, and has to be sent back (see `KVBranch._look_again`).
         replay = self.replay
         if replay is not None and news:
             self._notices.post(REPEATED, lambda: self._repeat(replay, news, forgotten))
@@ -86,17 +86,13 @@ class Others:
         :param nodes: with the one that was locked
         """
         # Not ended by a signal: its program has the lock by now.
-        forgotten = {node: self._about(node, partial(self._forget_open, node)) for node in nodes}
+        forgotten = {node: self._post(node.key, partial(self._forget_open, node)) for node in nodes}
         if not wait_for(forgotten.values(), LOCK_SECONDS) and locked in forgotten:
             forgotten[locked].wait(LOCKED_SECONDS)
 
     def refresh(self, node: Node) -> None:
         """A store has brought another content than its program wrote: others had changed the file, too."""
-        self._about(node, partial(self._forget_open, node))
-
-    def _about(self, node: Node, notice: Callable[[], object]) -> threading.Event:
-        """Have something done about an open file."""
-        return self._post(node.key, notice)
+        self._post(node.key, partial(self._forget_open, node))
 
     def forget_gone(self, keys: Iterable[str]) -> None:
         """A listing is about to show that these are gone: the kernel is not to show afterwards what they were. Returns
@@ -104,6 +100,7 @@ class Others:
         wait_for([self._post(key, partial(self._forget, key)) for key in keys], FORGOTTEN_SECONDS)
 
     def _post(self, key: str, notice: Callable[[], object]) -> threading.Event:
+        """Have something done about a file or directory."""
         return self._notices.post(f"{self._base}/{key}", notice)
 
     # -- on the threads of the notices -----------------------------------------------------------------------
@@ -160,7 +157,7 @@ class Others:
                 if is_unasked:
                     node.show()
             if is_unasked:
-                self._about(node, partial(self._forget, node.key))
+                self._post(node.key, partial(self._forget, node.key))
 
     def _forget_open(self, node: Node) -> None:
         self._forget(node.key)

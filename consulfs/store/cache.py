@@ -91,12 +91,7 @@ def levels_of(key: str) -> Iterator[tuple[str, str]]:
 def lineage(key: str) -> Iterator[str]:
     """A key and every prefix above it, down to ""."""
     yield key
-    prefix = place(key)[0]
-    if prefix != key:
-        yield prefix
-    while prefix:
-        prefix = above(prefix)[0]
-        yield prefix
+    yield from (prefix for prefix, _ in levels_of(key) if prefix != key)
 
 
 class Cache:
