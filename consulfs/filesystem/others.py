@@ -96,7 +96,13 @@ class Others:
 
     def forget_gone(self, keys: Iterable[str]) -> None:
         """A listing is about to show that these are gone: the kernel is not to show afterwards what they were. Returns
-        when it has forgotten that; not if it waits for a READ that nobody answers."""
+        when it has forgotten that; not if it waits for a READ that nobody answers.
+
+        Not where removals are repeated for inotify, which takes the names themselves from the kernel in milliseconds:
+        a name that it has dropped before the helper would have to look up anew, and be told that it is there.
+        """
+        if self.replay is not None:
+            return
         wait_for([self._post(key, partial(self._forget, key)) for key in keys], FORGOTTEN_SECONDS)
 
     def _post(self, key: str, notice: Callable[[], object]) -> threading.Event:
