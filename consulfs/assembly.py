@@ -201,7 +201,7 @@ class Assembly:
         )
         if not space and options["cache"] == "watch":
             if self._repeater is not None:
-                self._replay = others.replay = Replay(keys, self._repeater)
+                self._replay = others.replay = Replay(keys.look, self._repeater)
             waited_for, root = self._waits(inodes), self._source.prefix
             wait = GUARDED_WAIT if backend.acl_enabled else WAIT
             watches = Watches(self._watching, cache, turns, options["consistency"], waited_for, wait)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from consulfs.consulate import Record
 from consulfs.filesystem import kernel as module
-from consulfs.filesystem.kernel import Kernel
+from consulfs.filesystem.kernel import Asked, Kernel
 from consulfs.store.edits import Append
 from consulfs.store.node import Node, version_of
 
@@ -27,10 +27,25 @@ def test_an_open_of_another_content_than_was_told_is_behind_until_it_is_told_ane
 
 def test_a_program_is_not_sent_back_twice_in_a_row():
     kernel = Kernel(1e9)
-    assert kernel.send_back("k", 1)
-    assert not kernel.send_back("k", 1)
-    assert kernel.send_back("k", 2)
-    assert kernel.send_back("l", 1)
+    assert kernel.send_back("k", 1, Asked.OPEN)
+    assert not kernel.send_back("k", 1, Asked.OPEN)
+    assert kernel.send_back("k", 2, Asked.OPEN)
+    assert kernel.send_back("l", 1, Asked.OPEN)
+
+
+def test_a_program_that_has_looked_again_is_sent_back_by_its_next_open():
+    kernel = Kernel(1e9)
+    assert not kernel.waits
+    assert kernel.send_back("k", 1, Asked.LOOK)
+    assert kernel.waits
+    assert kernel.send_back("k", 1, Asked.OPEN)
+    kernel.arrives("k", 1, Asked.LOOK)
+    assert kernel.send_back("k", 1, Asked.LOOK)
+    assert not kernel.send_back("k", 1, Asked.OPEN)
+    kernel.arrives("k", 2, *Asked)
+    assert kernel.waits
+    kernel.arrives("k", 1, *Asked)
+    assert not kernel.waits
 
 
 def test_without_a_timeout_it_is_never_behind():

@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any, NamedTuple, Optional, TypeVar
 
 T = TypeVar("T")
@@ -29,12 +30,20 @@ SENT_SECONDS = 0.2
 NAME_SECONDS = 1.0
 """For so long at most the kernel keeps the name of a file that it was told of."""
 
-OPEN_SECONDS = 1.0
-"""For so long an open(2) may be under way that was told that a name is there, and asks next whether it may have it."""
+UNDER_WAY_SECONDS = 1.0
+"""For so long an answer may be on its way: the kernel counts from when it has it. And so may an open(2) that was told
+that a name is there, and asks next whether it may have it."""
 
 TOLD, OPENED = 1 << 14, 1 << 16
 """Files of which it is remembered what attributes the kernel was told of late, and which pages it has; one that is
 forgotten is looked at anew, and its pages are not kept."""
+
+
+class Asked(Enum):
+    """What a program asks for: one system call may ask for both, and each is sent back by itself."""
+
+    LOOK = "attributes"
+    OPEN = "to open it"
 
 
 class _Told(NamedTuple):
@@ -67,7 +76,7 @@ class Kernel:
         self._renamed = 0.0
         self._forgotten = -math.inf  # when it was told of the last one of which that is no longer remembered
         self._pages: dict[str, tuple[str, Version]] = {}
-        self._sent_back: dict[tuple[str, int], float] = {}
+        self._sent_back: dict[tuple[str, int, Asked], float] = {}
 
     def tell(self, key: str, version: Version, path: str = "") -> None:
         """It is being told a file's attributes.
@@ -90,14 +99,15 @@ class Kernel:
         """Whether it takes the attributes of another content as true."""
         with self._lock:
             told = self._told.get(key) or _Told(None, "", self._forgotten)
-            return told.stands and told.version != version and told.moment + self._attr_timeout > time.monotonic()
+            until = told.moment + self._attr_timeout + UNDER_WAY_SECONDS
+            return bool(self._attr_timeout and told.stands and told.version != version and until > time.monotonic())
 
     def loses(self, key: str, path: str = "") -> bool:
         """A file is gone; whether it has taken a path as there until now, or was just told so."""
         with self._lock:
             told = self._told.pop(key, _NOTHING)
             self._take_name(told.path)
-            return told.path == path and told.moment > max(self._named_since() - OPEN_SECONDS, self._renamed)
+            return told.path == path and told.moment > max(self._named_since(), self._renamed)
 
     def gone_from(self, directory: str, names: Iterable[str]) -> list[str]:
         """The keys of those names in a directory that it takes as there, with attributes, and that are not among these.
@@ -107,7 +117,7 @@ class Kernel:
         base = directory.rstrip("/")
         with self._lock:
             told = self._names.get(base)
-            if not told:
+            if not told or not self._attr_timeout:
                 return []
             oldest = self._named_since()
             there = {f"{base}/{name}" for name in names}
@@ -118,22 +128,28 @@ class Kernel:
         """It gives files other names: of none that it was told before is it known whether it still has that."""
         self._renamed = time.monotonic()
 
-    def send_back(self, path: str, caller: int) -> bool:
+    def send_back(self, path: str, caller: int, asked: Asked) -> bool:
         """Whether a program may be answered ESTALE: not if that was just done, for it would be told so."""
         now = time.monotonic()
         with self._lock:
-            before = self._sent_back.pop((path, caller), 0.0)
+            before = self._sent_back.pop((path, caller, asked), 0.0)
             if before + SENT_SECONDS > now:
                 return False
             _make_room(self._sent_back, TOLD)
-            self._sent_back[path, caller] = now
+            self._sent_back[path, caller, asked] = now
             return True
 
-    def arrives(self, path: str, caller: int) -> None:
-        """A program has what it asked for, whether or not it was sent back."""
+    @property
+    def waits(self) -> bool:
+        """Whether anybody was sent back who has not arrived."""
+        return bool(self._sent_back)
+
+    def arrives(self, path: str, caller: int, *asked: Asked) -> None:
+        """A program has what it asked for, whether or not it was sent back: the next time is another one."""
         if self._sent_back:
             with self._lock:
-                self._sent_back.pop((path, caller), None)
+                for each in asked:
+                    self._sent_back.pop((path, caller, each), None)
 
     def opens(self, path: str, key: str, version: Version) -> bool:
         """It opens a file; whether the pages that it has of it are those of this content."""
@@ -155,8 +171,8 @@ class Kernel:
             self._pages.pop(key, None)
 
     def _named_since(self) -> float:
-        """When it was told of the names that it takes as there without asking."""
-        return time.monotonic() - min(self._attr_timeout, NAME_SECONDS)
+        """When it was told of the names that it may take as there without asking."""
+        return time.monotonic() - min(self._attr_timeout, NAME_SECONDS) - UNDER_WAY_SECONDS
 
     def _take_name(self, path: str) -> None:
         names = self._names.get(_directory_of(path), {})

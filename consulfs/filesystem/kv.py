@@ -11,7 +11,7 @@ from typing import Callable, NamedTuple, Optional, Union
 from consulfs.consulate import ConsulateException, Record
 from consulfs.errors import OutOfTime, Unlogged
 from consulfs.filesystem.branch import NOW, Attributes, Branch, Listed, Opened, Owner
-from consulfs.filesystem.kernel import Kernel, Version
+from consulfs.filesystem.kernel import Asked, Kernel, Version
 from consulfs.store.ephemeral import Ephemeral
 from consulfs.store.inodes import Inodes
 from consulfs.store.locks import Locks
@@ -105,21 +105,37 @@ class KVBranch(Branch):
     def getattr(self, path: Optional[str], fh: Optional[int]) -> Attributes:
         if fh is not None or path is None:
             return self._attributes_of_handle(fh or 0)
+        try:
+            found = self.look(path)
+        except FileNotFoundError:
+            if self._looks_again(path):
+                raise OSError(errno.ESTALE, "deleted by another host") from None
+            self._has_looked(path)
+            raise
+        self._has_looked(path)
+        return found
+
+    def look(self, path: str) -> Attributes:
+        """What is there."""
         found = self._tree.lookup(path)
         if found is None:
-            self._look_again(path)
             raise OSError(errno.ENOENT, "no such key or prefix")
         return self._attributes(found, path)
 
-    def _look_again(self, path: str) -> None:
-        """ESTALE, once, where another host has deleted a file whose name the kernel has: it looks again, and is told
-        ENOENT. Told that at once by the look at its rights, open(2) would not create it (measured)."""
+    def _looks_again(self, path: str) -> bool:
+        """Whether a program is to look again, once: another host has deleted a file whose name the kernel has. Told
+        ENOENT at once by the look at its rights, open(2) would not create it (measured); it is told so the next time.
+        """
         try:
             spot = self._tree.locate(path)
         except OSError:
-            return
-        if spot is not None and self._kernel.loses(spot.key, path) and self._kernel.send_back(path, self._caller()):
-            raise OSError(errno.ESTALE, "deleted by another host")
+            return False
+        loses = spot is not None and self._kernel.loses(spot.key, path)
+        return loses and self._kernel.send_back(path, self._caller(), Asked.LOOK)
+
+    def _has_looked(self, path: str) -> None:
+        if self._kernel.waits:
+            self._kernel.arrives(path, self._caller(), Asked.LOOK)
 
     def readdir(self, path: str, plus: bool) -> list[Listed]:
         shown, names = [], self._tree.names_in(path, plus)
@@ -193,7 +209,7 @@ class KVBranch(Branch):
         try:
             handle = self._open(path, flags, pid)
         except OSError as error:
-            if error.errno == errno.ESTALE and not self._kernel.send_back(path, pid):
+            if error.errno == errno.ESTALE and not self._kernel.send_back(path, pid, Asked.OPEN):
                 raise OSError(errno.ENOENT, "deleted by another host, while the kernel looked") from error
             raise
         key = handle.node.key
@@ -201,10 +217,10 @@ class KVBranch(Branch):
             version = handle.node.opened_version
         reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
         behind = reads and version is not None and self._kernel.is_behind(key, version)
-        if behind and self._kernel.send_back(path, pid):
+        if behind and self._kernel.send_back(path, pid, Asked.OPEN):
             self._files.detach(handle)
             raise OSError(errno.ESTALE, "changed by another host: the kernel looks at its size anew")
-        self._kernel.arrives(path, pid)
+        self._kernel.arrives(path, pid, *Asked)
         # One that was sent back before and changed again meanwhile is read past the kernel, whatever size it has.
         return Opened(handle.number, direct=behind, keep=self._kernel.opens(path, key, version))
 
@@ -224,7 +240,7 @@ class KVBranch(Branch):
         spot = self._tree.place_for_file(path)
         self._tree.check_writable(spot.key)
         handle = self._files.create(spot.key, flags, pid, self._exclusive_at_close)
-        self._kernel.arrives(path, pid)
+        self._kernel.arrives(path, pid, *Asked)
         self._kernel.forget(spot.key)
         self._tree.file_made(spot)
         return Opened(handle.number)

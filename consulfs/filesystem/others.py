@@ -179,7 +179,8 @@ class Others:
         for deed, name, beside in self._deeds(news):
             path, key = self._tree.path_in(news.prefix, name, beside), news.prefix + name
             if deed is Deed.UNLINK:
-                replay.repeat(deed, path, news.sizes.get(name, 0), partial(self._kernel.loses, key))
+                tell, lose = partial(self._kernel.tell, key, None, path), partial(self._kernel.loses, key)
+                replay.remove(path, news.sizes.get(name, 0), tell, lose)
             else:
                 replay.repeat(deed, path)
             if deed is Deed.MKDIR:

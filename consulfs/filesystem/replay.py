@@ -31,6 +31,7 @@ class _Event:
     """What is being repeated.
 
     :ivar size: what the file had, if it is gone
+    :ivar on_shown: called when the kernel is told that a file is there which is gone
     :ivar on_done: called when the kernel asks for it
     :ivar done: whether it has
     """
@@ -38,6 +39,7 @@ class _Event:
     deed: Deed
     path: str
     size: int = 0
+    on_shown: Callable[[], object] = lambda: None
     on_done: Callable[[], object] = lambda: None
     done: bool = False
 
@@ -47,11 +49,11 @@ class Replay(Branch):
 
     Owner of `_event`: the thread that calls `repeat`; the operations that it causes only look at it, and set `done`.
 
-    :param keys: what the other programs see
+    :param look: what is at a path, as the other programs see it
     """
 
-    def __init__(self, keys: Branch, repeater: Repeater) -> None:
-        self._keys = keys
+    def __init__(self, look: Callable[[str], Attributes], repeater: Repeater) -> None:
+        self._look = look
         self._repeater = repeater
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # one event after the other
@@ -68,19 +70,33 @@ class Replay(Branch):
         """Whether something is being repeated."""
         return self._event is not None
 
-    def repeat(self, deed: Deed, path: str, size: int = 0, on_done: Callable[[], object] = lambda: None) -> None:
-        """Have the helper do it; returns when it is done. For a thread that serves no operation.
+    def repeat(self, deed: Deed, path: str) -> None:
+        """Have the helper do it; returns when it is done. For a thread that serves no operation."""
+        self._repeat(_Event(deed, path))
 
-        :param size: of a file that is gone: until the kernel has removed the name, others may look at it
+    def remove(
+        self,
+        path: str,
+        size: int,
+        on_shown: Callable[[], object] = lambda: None,
+        on_done: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Have the helper remove a file that is gone: until the kernel has removed the name, others may look at it.
+
+        :param size: that it had
+        :param on_shown: called when the kernel is told that it is there
         :param on_done: called when the kernel asks for it
         """
+        self._repeat(_Event(Deed.UNLINK, path, size, on_shown, on_done))
+
+    def _repeat(self, event: _Event) -> None:
         with self._lock:
             if self._works is None:
                 self._works = self._probe()
             if self._works:
-                failure, _ = self._have_done(_Event(deed, path, size, on_done))
+                failure, _ = self._have_done(event)
                 if failure:
-                    log.debug("%s %r could not be repeated: %s", deed.name, path, os.strerror(failure))
+                    log.debug("%s %r could not be repeated: %s", event.deed.name, event.path, os.strerror(failure))
 
     def _probe(self) -> bool:
         """Whether the helper is known when it comes: its process has another number in another PID namespace.
@@ -111,7 +127,7 @@ class Replay(Branch):
             return self._as_before(event)
         if event.path.startswith(path.rstrip("/") + "/"):
             return self._directory(path)
-        return self._keys.getattr(path, None)
+        return self._look(path)
 
     def open(self, path: str, flags: int, pid: int) -> Opened:
         if self._event is None or path != self._event.path:
@@ -160,21 +176,22 @@ class Replay(Branch):
         if event.deed in (Deed.MKDIR, Deed.RMDIR):
             return self._directory(event.path)
         try:
-            found = self._keys.getattr(event.path, None)
+            found = self._look(event.path)
             if stat.S_ISREG(found.mode):
                 return found
         except OSError:
             if event.deed is not Deed.UNLINK:  # gone again: nobody is to see a file that never was
                 raise
-        root = self._keys.getattr("/", None)
+        event.on_shown()
+        root = self._look("/")
         mode = stat.S_IFREG | (root.mode & 0o666)
         return replace(root, inode=root.inode + 1, mode=mode, size=event.size, links=1, packed=None)
 
     def _directory(self, path: str) -> Attributes:
         try:
-            found = self._keys.getattr(path, None)
+            found = self._look(path)
             if stat.S_ISDIR(found.mode):
                 return found
         except OSError:
             pass
-        return self._keys.getattr("/", None)
+        return self._look("/")
