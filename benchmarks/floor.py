@@ -214,7 +214,8 @@ def main() -> None:
     mountpoint, *numbers = sys.argv[1:]
     options = mount_options(Source("http", "floor", None), parse([], {}))
     options["subtype"] = "floor"
-    binding.serve(planted(Tree(*map(int, numbers))), mountpoint, options, lambda: None)  # type: ignore[arg-type]
+    memory = planted(Tree(*map(int, numbers)))
+    binding.serve(memory, mountpoint, options, lambda: None)  # type: ignore[arg-type]  # it answers as a Filesystem does
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Kernel:
 
     def arrives(self, path: str, caller: int, *asked: Asked) -> None:
         """A program has what it asked for, whether or not it was sent back: the next time is another one."""
-        if self._sent_back:
+        if self.waits:
             with self._lock:
                 for each in asked:
                     self._sent_back.pop((path, caller, each), None)

@@ -75,7 +75,7 @@ class Others:
         if names or news.made or news.gone:
             forgotten.append(self._post(news.prefix, lambda: self._announce(news, names)))
         # What is gone is forgotten by the replay, or when a listing is to leave it out, and not here: of a name without
-        # attributes the kernel asks for these, and has to be sent back (see `KVBranch._look_again`).
+        # attributes the kernel asks for these, and has to be sent back (see `KVBranch._looks_again`).
         replay = self.replay
         if replay is not None and news:
             self._notices.post(REPEATED, lambda: self._repeat(replay, news, forgotten))

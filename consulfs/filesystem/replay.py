@@ -74,13 +74,7 @@ class Replay(Branch):
         """Have the helper do it; returns when it is done. For a thread that serves no operation."""
         self._repeat(_Event(deed, path))
 
-    def remove(
-        self,
-        path: str,
-        size: int,
-        on_shown: Callable[[], object] = lambda: None,
-        on_done: Callable[[], object] = lambda: None,
-    ) -> None:
+    def remove(self, path: str, size: int, on_shown: Callable[[], object], on_done: Callable[[], object]) -> None:
         """Have the helper remove a file that is gone: until the kernel has removed the name, others may look at it.
 
         :param size: that it had
